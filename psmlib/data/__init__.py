@@ -1,0 +1,1 @@
+"""Data: exactly known toys, and images."""

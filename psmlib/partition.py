@@ -1,0 +1,132 @@
+"""Partitions of diffusion time: which network answers for which times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from psmlib.process import Process
+
+
+class Partition:
+    r"""A split of [0, T] in K blocks, or a set of K time points.
+
+    One block is the standard approach (SA-DPM). Several are the time-varying parallel score matching
+    (TPSM) of Haxholli and Lorenzi, Algorithm 1; points are their discrete variant (DPSM), Algorithm 2:
+    point :math:`t_i` answers for :math:`(t_{i-1}, t_i]`.
+
+    Args:
+        edges: Ascending times from 0 to T. Shape: (K + 1,).
+        discrete: Whether the blocks are represented by their right edges alone.
+
+    Raises:
+        ValueError: when the edges do not ascend from 0, or there are fewer than two.
+
+    Example:
+        >>> tpsm_b = Partition([0, .02, .1, .3, 1])
+        >>> len(tpsm_b), tpsm_b.block_of(torch.tensor([0., .05, 1.])).tolist()
+        (4, [0, 1, 3])
+        >>> Partition([0, .5, .2])
+        Traceback (most recent call last):
+        ...
+        ValueError: Partition edges must ascend, but 0.2 follows 0.5: sort them and drop repeats
+    """
+
+    def __init__(self, edges: Sequence[float], *, discrete: bool = False):
+        self.edges = tuple(float(e) for e in edges)
+        self.discrete = discrete
+        if len(self.edges) < 2:
+            raise ValueError(f"a Partition needs at least two edges, got {list(self.edges)}: [0, 1] is one block")
+        if self.edges[0] != 0:
+            raise ValueError(f"a Partition must start at 0, got {self.edges[0]}: blocks must cover [0, T]")
+        for a, b in zip(self.edges, self.edges[1:], strict=False):
+            if not b > a:
+                raise ValueError(f"Partition edges must ascend, but {b:g} follows {a:g}: sort them and drop repeats")
+
+    @classmethod
+    def equal(cls, k: int, T: float = 1.0) -> Partition:
+        """K blocks of equal length.
+
+        Example:
+            >>> Partition.equal(4).edges
+            (0.0, 0.25, 0.5, 0.75, 1.0)
+        """
+        if k < 1:
+            raise ValueError(f"a Partition needs at least one block, got k={k}")
+        return cls([T * i / k for i in range(k + 1)])
+
+    @classmethod
+    def points(cls, n: int | Sequence[float], T: float = 1.0) -> Partition:
+        """The time points of DPSM: n equally spaced ones, :math:`t_i = iT/n`, or the given ones.
+
+        Example:
+            >>> Partition.points(1000).times[:2]
+            (0.001, 0.002)
+        """
+        if isinstance(n, int) and n < 1:
+            raise ValueError(f"a Partition needs at least one point, got n={n}")
+        edges = [T * i / n for i in range(n + 1)] if isinstance(n, int) else [0.0, *n]
+        return cls(edges, discrete=True)
+
+    def __len__(self) -> int:
+        return len(self.edges) - 1
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Partition) and (self.edges, self.discrete) == (other.edges, other.discrete)
+
+    def __hash__(self) -> int:
+        return hash((self.edges, self.discrete))
+
+    def __repr__(self) -> str:
+        kind = "points" if self.discrete else "blocks"
+        inner = ", ".join(f"{e:g}" for e in self.edges) if len(self) <= 12 else f"0 .. {self.edges[-1]:g}"
+        return f"Partition({len(self)} {kind}: {inner})"
+
+    @property
+    def T(self) -> float:
+        """The last edge."""
+        return self.edges[-1]
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The right edge of each block: for a discrete partition, the times that the networks are trained at."""
+        return self.edges[1:]
+
+    def bounds(self, k: int) -> tuple[float, float]:
+        """The two ends of block k."""
+        return self.edges[k], self.edges[k + 1]
+
+    def block_of(self, t: float | Tensor) -> Tensor:
+        """The block that answers for each time: block k owns (edge_k, edge_{k+1}], and block 0 owns t = 0 too.
+
+        Args:
+            t: Times. Shape: () or (n,).
+
+        Returns:
+            Block indices, int64. Shape: that of ``t``.
+
+        Raises:
+            ValueError: when a time lies outside [0, T].
+        """
+        t = torch.as_tensor(t, dtype=torch.float64)
+        if not bool(((t >= 0) & (t <= self.T)).all()):
+            worst = t.flatten()[torch.argmax((t - self.T / 2).abs().nan_to_num(torch.inf).flatten())]
+            raise ValueError(f"time {float(worst):g} lies outside [0, {self.T:g}], which {self!r} covers")
+        # right=False puts a time that equals an edge in the block to its left, which was trained up to it
+        inner = torch.tensor(self.edges[1:-1], dtype=torch.float64, device=t.device)
+        return torch.bucketize(t, inner, right=False)
+
+    def check_covers(self, process: Process) -> None:
+        """Raises ValueError unless the blocks cover exactly [0, T] of the process."""
+        if abs(self.T - process.T) > 1e-12 * process.T:
+            raise ValueError(
+                f"{self!r} ends at {self.T:g} but {process} runs to T = {process.T:g}: let the edges end there"
+            )
+
+
+SA = Partition([0, 1])
+TPSM_A = Partition([0, 0.1, 1])
+TPSM_B = Partition([0, 0.02, 0.1, 0.3, 1])
+"""The blocks of the paper's Table 1; TPSM-C is ``Partition.equal(200)``."""

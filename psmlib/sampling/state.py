@@ -1,0 +1,48 @@
+"""What a sampler yields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class State(NamedTuple):
+    """A step of a sampler.
+
+    Attributes:
+        x: The points. Shape: (n, *shape).
+        t: Their time.
+        nfe: Evaluations of the score so far.
+    """
+
+    x: Tensor
+    t: float
+    nfe: int
+
+
+def last(states: Iterable[State]) -> State:
+    """The final state.
+
+    Raises:
+        ValueError: when there is none.
+
+    Example:
+        >>> last([State(None, 1., 0), State(None, .5, 1)]).t
+        0.5
+    """
+    state = None
+    for item in states:
+        state = item
+    if state is None:
+        raise ValueError("the sampler made no step: give it at least two times, descending")
+    return state
+
+
+def check_descending(times) -> list[float]:
+    """Times as floats; raises ValueError unless they strictly descend."""
+    out = [float(t) for t in times]
+    if len(out) < 2 or any(not b < a for a, b in zip(out, out[1:], strict=False)):
+        raise ValueError(f"times must descend from noise to data, got {out[:3]}...: flip the grid with .flip(0)")
+    return out

@@ -1,0 +1,100 @@
+r"""The interface of everything that predicts: exact mixtures, data sets, trained banks.
+
+A :class:`Score` knows its process and one native prediction (noise, denoised point, velocity or score);
+the rest are linear readings of it. Samplers, likelihoods and residuals take a Score and nothing else, so
+each experiment can be run with no training error at all.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from psmlib.process import Process, as_time, expand
+
+
+class Score:
+    """Base class. A subclass sets ``native`` and ``process`` and defines :meth:`predict`.
+
+    It should override :meth:`predict_jvp` or :meth:`predict_jacobian` when it can do better than
+    automatic differentiation.
+    """
+
+    process: Process
+    native: str = "eps"
+
+    def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """The native prediction. Shape: (n, *shape)."""
+        raise TypeError(f"{type(self).__name__} does not define predict(x, t)")
+
+    def predict_jvp(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The native prediction and its derivative along ``u``. Shapes: (n, *shape) each."""
+        return torch.func.jvp(lambda y: self.predict(y, t), (x,), (u,))
+
+    def predict_jacobian(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        """The native prediction, (n, d), and its Jacobian, (n, d, d), row = output; for flat data."""
+        columns = []
+        for j in range(x.shape[1]):
+            u = torch.zeros_like(x)
+            u[:, j] = 1
+            value, column = self.predict_jvp(x, t, u)
+            columns.append(column)
+        return value, torch.stack(columns, -1)
+
+    def on_block(self, t: float) -> Score:
+        """The same Score with every choice of network frozen to the one that answers at time ``t``.
+
+        Solvers call it once a step, so that a step never mixes two networks of a bank. An exact score is
+        one piece and returns itself.
+        """
+        return self
+
+    def clock(self, t: float | Tensor) -> float | Tensor:
+        """The time whose coefficients turn a prediction at ``t`` into another: ``t``, unless the field is frozen."""
+        return t
+
+    def _read(self, x: Tensor, t: float | Tensor, kind: str) -> Tensor:
+        return self.process.convert(x, self.clock(t), self.predict(x, t), self.native, kind)
+
+    def eps(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """Expected noise E[eps | x_t = x]. Shape: (n, *shape)."""
+        return self._read(x, t, "eps")
+
+    def score(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """Gradient of the log density of x_t. Shape: (n, *shape)."""
+        return self._read(x, t, "score")
+
+    def denoised(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """Expected data point E[x_0 | x_t = x]. Shape: (n, *shape)."""
+        return self._read(x, t, "denoised")
+
+    def velocity(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """Velocity of the probability-flow equation dx/dt = f x - g^2 s / 2. Shape: (n, *shape)."""
+        return self._read(x, t, "velocity")
+
+    def velocity_and_score(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Both from one evaluation. Shapes: (n, *shape)."""
+        value, s = self.predict(x, t), self.clock(t)
+        return tuple(self.process.convert(x, s, value, self.native, kind) for kind in ("velocity", "score"))
+
+    def jacobian(self, x: Tensor, t: float | Tensor, kind: str = "score") -> tuple[Tensor, Tensor]:
+        """A prediction of the named kind, (n, d), and its Jacobian, (n, d, d)."""
+        value, jac = self.predict_jacobian(x, t)
+        if kind == self.native:
+            return value, jac
+        a, b = self.process.conversion(as_time(self.clock(t), x), self.native, kind)
+        eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        return expand(a, x) * x + expand(b, x) * value, expand(a, jac) * eye + expand(b, jac) * jac
+
+    def divergence(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """Trace of the Jacobian of the score. Shape: (n,)."""
+        return self.jacobian(x, t)[1].diagonal(dim1=-2, dim2=-1).sum(-1)
+
+    def velocity_jvp(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The velocity and its derivative along ``u``, for Hutchinson's trace estimate."""
+        value, tangent = self.predict_jvp(x, t, u)
+        if self.native == "velocity":
+            return value, tangent
+        a, b = self.process.conversion(as_time(self.clock(t), x), self.native, "velocity")
+        a, b = expand(a, x), expand(b, x)
+        return a * x + b * value, a * u + b * tangent

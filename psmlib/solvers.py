@@ -1,0 +1,129 @@
+r"""Solvers for dx/dt = v(x, t) with a scalar carried along, on a given grid or with adaptive steps.
+
+The state is a pair (x, a): points and an accumulator, so that a likelihood is one integration of
+(velocity, divergence). Explicit Runge-Kutta methods by their Butcher tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Field = Callable[[Tensor, float], tuple[Tensor, Tensor | float]]
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """An explicit Runge-Kutta method: nodes c, rows of a, weights b."""
+
+    order: int
+    c: tuple[float, ...]
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+
+
+TABLEAUS = {
+    "euler": Tableau(1, (0.0,), ((),), (1.0,)),
+    "heun": Tableau(2, (0.0, 1.0), ((), (1.0,)), (0.5, 0.5)),
+    "rk4": Tableau(4, (0.0, 0.5, 0.5, 1.0), ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
+
+# Dormand and Prince (1980): order 5 with an embedded order 4
+DOPRI5 = Tableau(
+    5,
+    (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
+    (
+        (),
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    ),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
+)
+_DOPRI5_B4 = (5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40)
+
+METHODS = (*TABLEAUS, "adaptive")
+
+
+def stages(field: Field, table: Tableau, x: Tensor, t: float, h: float) -> tuple[list[Tensor], list]:
+    """The slopes of one step, for the points and for the accumulator."""
+    ks, ls = [], []
+    for c, row in zip(table.c, table.a, strict=True):
+        y = x
+        for weight, k in zip(row, ks, strict=True):
+            if weight:
+                y = y + (h * weight) * k
+        k, slope = field(y, t + c * h)
+        ks.append(k)
+        ls.append(slope)
+    return ks, ls
+
+
+def _combine(weights, slopes):
+    return sum(w * s for w, s in zip(weights, slopes, strict=True) if w)
+
+
+def fixed(fields: Callable[[float], Field], x: Tensor, times, method: str) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Steps through ``times``, ascending or descending, yielding (x, a, t) after each step.
+
+    Args:
+        fields: Gives the field to use for the step around a time: a bank freezes its network there.
+        x: Start. Shape: (n, *shape).
+        times: Grid; its points are the steps' ends. Shape: (steps + 1,).
+        method: "euler", "heun" or "rk4".
+
+    Raises:
+        ValueError: for an unknown method.
+    """
+    if method not in TABLEAUS:
+        raise ValueError(f"unknown method {method!r}: use one of {', '.join(METHODS)}")
+    table, times = TABLEAUS[method], [float(t) for t in times]
+    a: Tensor | float = 0.0
+    for t, s in zip(times, times[1:], strict=False):
+        ks, ls = stages(fields((t + s) / 2), table, x, t, s - t)
+        x = x + (s - t) * _combine(table.b, ks)
+        a = a + (s - t) * _combine(table.b, ls)
+        yield x, a, s
+
+
+def adaptive(
+    fields: Callable[[float], Field], x: Tensor, times, *, rtol: float = 1e-5, atol: float = 1e-5, max_nfe: int = 20000
+) -> Iterator[tuple[Tensor, Tensor, float, int]]:
+    """Dormand-Prince steps of controlled error between consecutive ``times``, yielding (x, a, t, nfe) at each.
+
+    The error norm is the root mean square over all points and axes, as in scipy and torchdiffeq.
+
+    Raises:
+        RuntimeError: when ``max_nfe`` evaluations do not suffice, naming the time it got to.
+    """
+    times, nfe = [float(t) for t in times], 0
+    a: Tensor | float = 0.0
+    h = (times[1] - times[0]) / 100
+    for start, end in zip(times, times[1:], strict=False):
+        t, sign = start, 1.0 if end > start else -1.0
+        field = fields((start + end) / 2)
+        while sign * (end - t) > 1e-14 * abs(end - start):
+            h = sign * min(abs(h), abs(end - t))
+            if nfe + 7 > max_nfe:
+                raise RuntimeError(
+                    f"the adaptive solver stopped at t = {t:g} after {nfe} evaluations: loosen rtol and atol, "
+                    f"raise max_nfe ({max_nfe}), or use a fixed grid"
+                )
+            ks, ls = stages(field, DOPRI5, x, t, h)
+            nfe += 7
+            y = x + h * _combine(DOPRI5.b, ks)
+            error = h * (_combine(DOPRI5.b, ks) - _combine(_DOPRI5_B4, ks))
+            scale = atol + rtol * torch.maximum(x.abs(), y.abs())
+            ratio = float((error / scale).square().mean().sqrt())
+            if ratio <= 1:
+                x, a, t = y, a + h * _combine(DOPRI5.b, ls), t + h
+            if not ratio < float("inf"):
+                ratio = 1e5  # a step into overflow: try a much shorter one
+            h *= min(5.0, max(0.1, 0.9 * (ratio + 1e-10) ** -0.2))
+        yield x, a, end, nfe
