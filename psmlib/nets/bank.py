@@ -1,0 +1,225 @@
+r"""A bank: K networks of one architecture held as one stack of parameters, and its reading as a Score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from psmlib import checkpoint
+from psmlib.kernels.bank_mlp import BankMLP, layers
+from psmlib.nets.mlp import ARCHITECTURES, Plain
+from psmlib.partition import Partition
+from psmlib.process import Process, as_time, expand
+from psmlib.score import Score
+
+_ROWS = 1024
+"""Points a piece when a field is evaluated on a CPU: enough to hide the cost of a call, few enough for the cache."""
+
+
+def stream(seed: int, *path: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """A generator that depends on the seed and a path of integers alone, so that runs can be cut up anywhere.
+
+    Example:
+        >>> a, b = stream(0, 3), stream(0, 3)
+        >>> bool(torch.rand(1, generator=a) == torch.rand(1, generator=b))
+        True
+    """
+    state = seed & 0xFFFFFFFFFFFFFFFF
+    for part in (0x9E3779B9, *path):  # splitmix64: neighbouring paths give unrelated states
+        state = (state + 0x9E3779B97F4A7C15 * (part + 1)) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return torch.Generator(device).manual_seed(state >> 1)
+
+
+class Bank:
+    """K stacked networks.
+
+    Args:
+        arch: The architecture, such as ``Plain()`` or ``Conditioned()``.
+        size: K.
+        native: What the output is read as: "eps" or "velocity".
+        seed: Network k starts from the stream (seed, k), whatever K is.
+        dtype: Of the parameters.
+        device: Of the parameters.
+
+    Raises:
+        ValueError: when size is not positive.
+
+    Example:
+        >>> bank = Bank(Plain(), 4, seed=0)
+        >>> bank.params.shape
+        torch.Size([4, 30952])
+    """
+
+    def __init__(
+        self, arch: Plain, size: int, *, native: str = "eps", seed: int = 0,
+        dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+    ):  # fmt: skip
+        if size < 1:
+            raise ValueError(f"a Bank needs at least one network, got size={size}")
+        self.arch, self.native, self.seed = arch, native, seed
+        self.params = torch.empty(size, arch.parameters, dtype=torch.float64)
+        for k in range(size):
+            generator = stream(seed, k, 0)
+            for weight, bias in layers(self.params[k : k + 1], arch.widths):
+                bound = 1 / math.sqrt(weight.shape[1])  # torch.nn.Linear's own default
+                weight.uniform_(-bound, bound, generator=generator)
+                bias.uniform_(-bound, bound, generator=generator)
+        self.params = self.params.to(dtype=dtype, device=device)
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.params.device
+
+    def copy(self, params: Tensor | None = None) -> Bank:
+        """A bank of the same architecture with its own parameters (by default a copy of these)."""
+        other = object.__new__(Bank)
+        other.__dict__.update(self.__dict__)
+        other.params = (self.params if params is None else params).clone()
+        return other
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Bank:
+        """A copy on another device or in another dtype."""
+        return self.copy(self.params.to(device=device or self.device, dtype=dtype or self.params.dtype))
+
+    def save(self, path: str | Path, **about) -> None:
+        """Writes the networks to a safetensors file, with ``about`` beside them."""
+        arch = {
+            "arch": type(self.arch).__name__,
+            "settings": asdict(self.arch),
+            "native": self.native,
+            "seed": self.seed,
+        }
+        checkpoint.save(path, {"params": self.params}, {**about, **arch})
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> tuple[Bank, dict]:
+        """Reads what :meth:`save` wrote: the bank and its description.
+
+        Raises:
+            ValueError: when the file is missing, broken, or not of a bank.
+        """
+        tensors, about = checkpoint.load(path)
+        if "params" not in tensors or about.get("arch") not in ARCHITECTURES:
+            raise ValueError(f"{path} does not hold a bank of networks: write it with Bank.save")
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in about["settings"].items()}
+        bank = object.__new__(cls)
+        bank.arch, bank.native, bank.seed = ARCHITECTURES[about["arch"]](**settings), about["native"], about["seed"]
+        bank.params = tensors["params"].to(device)
+        return bank, about
+
+    def score(self, partition: Partition, process: Process) -> BankScore:
+        """The Score of this bank, network k answering for block k."""
+        return BankScore(self, partition, process)
+
+
+class BankScore(Score):
+    """A trained bank joined with its partition and process.
+
+    For a discrete partition (DPSM) the field within a block is the one of its time point, coefficients
+    included: Parallel Score Matching, Appendix H.
+
+    Raises:
+        ValueError: when the bank's size and the partition's differ, or the process runs past the blocks.
+
+    Example:
+        >>> from psmlib.process import VP
+        >>> score = Bank(Plain(), 2).score(Partition([0, .1, 1]), VP(0., 10.))
+        >>> score.eps(torch.zeros(3, 2), torch.tensor([.05, .5, 1.])).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(self, bank: Bank, partition: Partition, process: Process, block: int | None = None):
+        if len(bank) != len(partition):
+            raise ValueError(f"the bank holds {len(bank)} networks but {partition!r} has {len(partition)} blocks")
+        partition.check_covers(process)
+        self.bank, self.partition, self.process, self.block = bank, partition, process, block
+        self.native = bank.native
+        self._work: dict[tuple, BankMLP] = {}
+
+    def on_block(self, t: float) -> BankScore:
+        if self.block is None and not hasattr(self, "_pinned"):
+            self._pinned = [BankScore(self.bank, self.partition, self.process, k) for k in range(len(self.bank))]
+            for piece in self._pinned:
+                piece._work = self._work  # buffers for one block serve all: 200 sets would fill the memory
+        return self if self.block is not None else self._pinned[int(self.partition.block_of(t))]
+
+    def _time(self, t: Tensor, k: int) -> Tensor:
+        """The time that network k is asked about: its own point if the partition is discrete."""
+        return torch.full_like(t, self.partition.times[k]) if self.partition.discrete else t
+
+    def _each_block(self, f: Callable, x: Tensor, t: float | Tensor) -> tuple[Tensor, ...]:
+        """Calls f(k, x, t) for the networks concerned, piece by piece, and puts the answers in order."""
+        t = as_time(t, x)
+        if self.block is not None or t.dim() == 0:
+            k = self.block if self.block is not None else int(self.partition.block_of(t))
+            rows = _ROWS if x.device.type == "cpu" else 1 << 16
+            pieces = [f(k, x[i : i + rows], t[i : i + rows] if t.dim() else t) for i in range(0, max(1, len(x)), rows)]
+            return tuple(torch.cat(p) for p in zip(*pieces, strict=True))
+        block, out = self.partition.block_of(t), None
+        for k in block.unique().tolist() or [0]:  # no points: any network gives the shape
+            index = (block == k).nonzero()[:, 0]
+            part = BankScore._each_block(self.on_block(self.partition.times[k]), f, x[index], t[index])
+            out = out or tuple(x.new_empty(len(x), *p.shape[1:]) for p in part)
+            for whole, piece in zip(out, part, strict=True):
+                whole[index] = piece
+        return out
+
+    def _run(self, k: int, x: Tensor, t: Tensor, directions: list[Tensor]) -> tuple[Tensor, ...]:
+        """Network k: value (n, d) and derivatives along each direction, (n, d) each."""
+        arch, process = self.bank.arch, self.process
+        s = self._time(t, k)
+        x32 = x.to(self.bank.params.dtype)
+        us = [u.to(x32.dtype) for u in directions]
+        h = arch.features(x32, s, process)[None]
+        key = (1 + len(us), h.shape[1])
+        if key not in self._work:
+            if len(self._work) > 4:
+                self._work.clear()
+            self._work[key] = BankMLP(arch.widths, h.new_empty(1, key[0] * key[1], h.shape[2]))
+        work, flat = self._work[key], self.bank.params[k : k + 1]
+        if us:
+            tangents = torch.stack([arch.tangent(x32, s, process, u) for u in us])[None]
+            value, slopes = work.jacobian(flat, h, tangents)
+            outs = [value[0], *slopes[0]]
+        else:
+            outs = [work.forward(flat, h)[0]]
+        skip = arch.skip(s, process, self.native)
+        if skip is None:
+            return tuple(o.to(x.dtype, copy=True) for o in outs)
+        skip = expand(skip, x)
+        return tuple(o.to(x.dtype) + skip * y for o, y in zip(outs, [x, *directions], strict=True))
+
+    def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
+        return self._each_block(lambda k, y, s: self._run(k, y, s, []), x, t)[0]
+
+    def predict_jacobian(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        def f(k, y, s):
+            basis = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
+            value, *columns = self._run(k, y, s, [b.expand_as(y) for b in basis])
+            return value, torch.stack(columns, -1)
+
+        return self._each_block(f, x, t)
+
+    def predict_jvp(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        joined = torch.cat([x, u], 1)
+        d = x.shape[1]
+        return self._each_block(lambda k, y, s: self._run(k, y[:, :d], s, [y[:, d:]]), joined, t)
+
+    def clock(self, t: float | Tensor) -> float | Tensor:
+        if not self.partition.discrete:
+            return t
+        t = torch.as_tensor(t, dtype=torch.float64)
+        k = torch.full(t.shape, self.block, device=t.device) if self.block is not None else self.partition.block_of(t)
+        return torch.tensor(self.partition.times, dtype=torch.float64, device=t.device)[k]

@@ -1,0 +1,103 @@
+"""Training with stops: the same run looked at after several numbers of updates, each kept on disk if wanted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from psmlib import paths
+from psmlib.nets.bank import Bank
+from psmlib.training import fit
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """What :func:`train` returns.
+
+    Attributes:
+        banks: The networks (their moving average, if one was kept) by number of updates.
+        seconds: Time of training, all networks together, up to each stop.
+        losses: Mean training loss of each network at each stop. Shape: (K,).
+    """
+
+    banks: dict[int, Bank]
+    seconds: dict[int, float]
+    losses: dict[int, list[float]]
+
+
+def place(notebook: str, profile: str, *parts) -> Path | None:
+    """The folder of one run's snapshots, or None at the profiles that are over before it matters.
+
+    Args:
+        notebook: The notebook's name.
+        profile: Its profile.
+        *parts: What tells the run from its neighbours, such as toy, method and seed.
+
+    Example:
+        >>> place("psm_toys", "paper", "TY", "SA-DPM, flow matching", 0).name
+        'TY_SA-DPM-flow-matching_0'
+    """
+    if profile in ("smoke", "quick"):
+        return None
+    name = "_".join(re.sub(r"[^A-Za-z0-9.]+", "-", str(part)).strip("-") for part in parts)
+    return paths.OUTPUT / "data" / "cache" / notebook / profile / name
+
+
+def train(
+    bank: Bank, data, process, partition, *, stops: Iterable[int], folder: Path | None = None, **settings
+) -> Snapshots:
+    """Trains a bank to the last stop and keeps a copy at each.
+
+    With a constant learning rate one long run holds the shorter ones; other schedules depend on the last stop.
+
+    Args:
+        bank: The networks; changed in place.
+        data: As in :func:`psmlib.training.fit`.
+        process: Likewise.
+        partition: Likewise.
+        stops: Numbers of updates per network, multiples of 50.
+        folder: Where snapshots and the running state are kept; a later call goes on from there.
+        **settings: Passed on to ``fit``.
+
+    Raises:
+        ValueError: when a stop is not a multiple of 50, or a file in ``folder`` is of another run.
+
+    Example:
+        >>> from psmlib.data.toys import HG
+        >>> from psmlib.nets.mlp import Plain
+        >>> from psmlib.partition import SA
+        >>> from psmlib.process import VP
+        >>> sorted(train(Bank(Plain(), 1), HG(), VP(), SA, stops=[50, 100], batch_size=8).banks)
+        [50, 100]
+    """
+    stops = sorted(set(stops))
+    if any(stop < 50 or stop % 50 for stop in stops):
+        raise ValueError(f"stops must be positive multiples of 50 updates, got {stops}")
+    kept = Snapshots({}, {}, {})
+    if folder is not None:
+        _read(kept, folder, stops)
+    if set(kept.banks) == set(stops):
+        return kept
+    path = None if folder is None else folder / "running.safetensors"
+    before = kept.seconds.get(max(kept.seconds, default=0), 0.0)
+    run = fit(bank, data, process, partition, updates=stops[-1], path=path, resume=True, **settings)
+    for progress in run:
+        if progress.update in stops and progress.update not in kept.banks:
+            stop = progress.update
+            kept.banks[stop] = (progress.average or progress.bank).copy()
+            kept.seconds[stop] = before + progress.seconds
+            kept.losses[stop] = progress.loss.tolist()
+            if folder is not None:
+                about = {"seconds": kept.seconds[stop], "losses": kept.losses[stop]}
+                kept.banks[stop].save(folder / f"{stop}.safetensors", **about)
+    return kept
+
+
+def _read(kept: Snapshots, folder: Path, stops: list[int]) -> None:
+    for stop in stops:
+        file = folder / f"{stop}.safetensors"
+        if file.exists():
+            kept.banks[stop], about = Bank.load(file)
+            kept.seconds[stop], kept.losses[stop] = about["seconds"], about["losses"]
