@@ -1,0 +1,222 @@
+"""The command line of the book: run notebooks at a budget, build the book, and say what happened.
+
+In a terminal::
+
+    python -m psmlib.run book --profile quick
+    python -m psmlib.run notebook psm_toys --profile quick -p dataset TY
+    python -m psmlib.run check-parameters psm_toys -p seeds 3
+    python -m psmlib.run pages
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from psmlib import paths
+from psmlib.notebooks import Outcome, Record, execute, staleness_key, toc_notebooks
+from psmlib.parameters import PROFILES, ParameterError, resolve
+
+
+class Progress:
+    """One line per notebook: alive with the time gone by in a terminal, plain elsewhere."""
+
+    def __init__(self, label: str, last: float | None) -> None:
+        self.label = label
+        self.last = f" (last time {clock(last)})" if last else ""
+        self.live = sys.stdout.isatty()
+        if not self.live:
+            print(f"{label} ...{self.last}", flush=True)
+
+    def tick(self, seconds: float) -> None:
+        """Show the time gone by, in a terminal only."""
+        if self.live:
+            print(f"\r\x1b[K{self.label} ... {clock(seconds)}{self.last}", end="", flush=True)
+
+    def end(self, text: str) -> None:
+        """Close the line with how it ended."""
+        print(("\r\x1b[K" if self.live else "") + f"{self.label} {text}", flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Write a time the way a clock does.
+
+    Example:
+        >>> clock(5), clock(75), clock(3675)
+        ('0:05', '1:15', '1:01:15')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def run_notebook(name: str, values: dict[str, Any], *, force: bool, label: str = "") -> Outcome:
+    """Run one notebook into the book, unless its last run still stands.
+
+    Args:
+        name: The notebook's name without its suffix.
+        values: Every parameter with its value.
+        force: Run even if nothing has changed.
+        label: What its progress line starts with, such as `"[1/3] "`.
+
+    Returns:
+        How it ended; a run that still stands has no reason and its old time.
+    """
+    template, output = paths.NOTEBOOKS / f"{name}.ipynb", paths.EXECUTED / f"{name}.ipynb"
+    key, record = staleness_key(template, values), Record.load(name)
+    progress = Progress(f"{label}{name}", record.seconds if record else None)
+    if record and not force and record.fresh(name, key):
+        progress.end(f"unchanged: its run of {clock(record.seconds)} still stands")
+        return Outcome(record.seconds)
+    Record.path(name).unlink(missing_ok=True)  # from here on the old run is no longer whole
+    outcome = execute(template, output, values, progress.tick)
+    if outcome.reason:
+        progress.end(f"FAILED after {clock(outcome.seconds)}: {outcome.reason}")
+    else:
+        Record(key, round(outcome.seconds, 1), outcome.outputs).save(name)
+        progress.end(f"done in {clock(outcome.seconds)}")
+    return outcome
+
+
+def with_device(profile: str, given: dict[str, str]) -> dict[str, str]:
+    """Add the device that a profile is meant for, unless one was named.
+
+    Args:
+        profile: The budget.
+        given: Parameters from the command line.
+
+    Returns:
+        The parameters with `profile` and, for the budgets of an accelerator, `device`.
+
+    Raises:
+        ParameterError: If such a budget is asked for where there is no CUDA device.
+    """
+    profile = given.get("profile", profile)
+    if profile in ("gpu", "paper") and "device" not in given:
+        import torch  # two seconds, and only these profiles need to know
+
+        if not torch.cuda.is_available():
+            raise ParameterError(
+                f"Profile {profile} wants a CUDA device and torch sees none: take --profile quick, "
+                "or add -p device cpu to run the large budget on the CPU."
+            )
+        given = given | {"device": "cuda"}
+    return given | {"profile": profile}
+
+
+def notebook(options: argparse.Namespace) -> int:
+    """Run one notebook."""
+    values = resolve(paths.NOTEBOOKS / f"{options.name}.ipynb", with_device(options.profile, options.p))
+    outcome = run_notebook(options.name, values, force=options.force)
+    return _report({options.name: outcome})
+
+
+def check_parameters(options: argparse.Namespace) -> int:
+    """Check parameters against a notebook and print what it would run with."""
+    for name, value in resolve(paths.NOTEBOOKS / f"{options.name}.ipynb", options.p).items():
+        print(f"{name} = {value!r}")
+    return 0
+
+
+def pages(options: argparse.Namespace) -> int:
+    """Write the generated pages only."""
+    from psmlib.pages import write
+
+    print("\n".join(f"wrote {_shown(paths.GENERATED / name)}" for name in write()))
+    return 0
+
+
+def book(options: argparse.Namespace) -> int:
+    """Run every notebook of the book and build it; a failed notebook stops the build, not the others."""
+    from psmlib.book import build, missing, prepare
+    from psmlib.pages import write
+
+    given = with_device(options.profile, options.p)
+    names = toc_notebooks()
+    values = {name: resolve(paths.NOTEBOOKS / f"{name}.ipynb", given) for name in names}  # all before any runs
+    prepare()
+    outcomes = {}
+    for number, name in enumerate(names, 1):
+        label = f"[{number}/{len(names)}] "
+        outcomes[name] = run_notebook(name, values[name], force=options.force, label=label)
+    if status := _report(outcomes):
+        return status
+    write()
+    progress = Progress("building the book", None)
+    complaints = build()
+    found = [] if complaints else missing()
+    if complaints or found:
+        progress.end("FAILED:\n" + (complaints or "\n".join(found)))
+        print(f"The book is not complete: mend the above (all of the log: {_shown(paths.BUILD / 'book.log')}).")
+        return 1
+    progress.end("done: every page, table and figure is there")
+    for name, outcome in outcomes.items():
+        print(f"  {name:<32}{clock(outcome.seconds):>8}")
+    print(f"The book ({options.profile}): {paths.HTML / 'index.html'}")
+    return 0
+
+
+def _report(outcomes: dict[str, Outcome]) -> int:
+    """Name the failed notebooks and their partial outputs in one sentence; return the exit status."""
+    failed = [name for name, outcome in outcomes.items() if outcome.reason]
+    if not failed:
+        return 0
+    kept = ", ".join(f"{name} (partial output: {_shown(paths.EXECUTED / name)}.ipynb)" for name in failed)
+    print(f"{len(failed)} of {len(outcomes)} notebooks failed and the book was not built: {kept}.", flush=True)
+    return 1
+
+
+def _shown(path: os.PathLike[str]) -> str:
+    """Return a path as the reader would type it."""
+    shown = os.path.relpath(path)
+    return str(path) if shown.startswith("..") else shown
+
+
+class _Parameter(argparse.Action):
+    """Collects `-p name value` pairs in a dict."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        name, value = values
+        namespace.p = namespace.p | {name: value}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Its words; by default those of the process.
+
+    Returns:
+        The exit status: 0, or 1 if anything failed, or 2 if nothing was started because the input is wrong.
+    """
+    parser = argparse.ArgumentParser(prog="python -m psmlib.run", description="Run the notebooks, build the book.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for function, takes_name, runs in (
+        (book, False, True),
+        (notebook, True, True),
+        (check_parameters, True, False),
+        (pages, False, False),
+    ):
+        command = commands.add_parser(function.__name__.replace("_", "-"), help=function.__doc__)
+        command.set_defaults(function=function, p={})
+        if takes_name:
+            command.add_argument("name", help="a notebook's name without .ipynb")
+        if runs:
+            command.add_argument("--profile", choices=PROFILES, default="quick", help="the budget")
+            command.add_argument("--force", action="store_true", help="run even if nothing has changed")
+        if takes_name or runs:
+            command.add_argument("-p", nargs=2, action=_Parameter, metavar=("NAME", "VALUE"), help="a parameter")
+    options = parser.parse_args(arguments)
+    try:
+        return options.function(options)
+    except ParameterError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped; what had been run is kept.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""The file that benchmarks are kept in, the command line, and a small run of each."""
+
+import csv
+import types
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from psmlib import bench, paths
+from psmlib.benchmarks import likelihood, steps
+from psmlib.benchmarks.timing import Row
+
+ROW = Row("TY, a case", "psmlib", "rate", "1/s", 5, (90.0, 100.0, 110.0), (1.9, 2.0, 2.1), 0.5, 'a "note", with commas')
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where this test's rows go."""
+    monkeypatch.setattr(paths, "BENCH", tmp_path / "bench")
+    return tmp_path / "bench"
+
+
+def read(path):
+    """The rows of a file."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# The file
+
+
+def test_rows_are_added_and_the_header_is_written_once(folder):
+    path, about = bench.path_of("training"), bench.stamp("smoke")
+    bench.append(path, [bench.record("training", ROW, about)])
+    first = path.read_bytes()
+    bench.append(path, [bench.record("training", replace(ROW, case=case), about) for case in ("HG", "XY")])
+    assert path.read_bytes().startswith(first)
+    assert [row["case"] for row in read(path)] == ["TY, a case", "HG", "XY"]
+    assert path.read_text().count("ratio_q50") == 1
+    assert [p.name for p in folder.iterdir()] == ["training.csv"]
+
+
+def test_a_row_says_what_was_measured_where_and_with_what():
+    row = bench.record("training", ROW, bench.stamp("quick"))
+    assert tuple(row) != () and set(row) == set(bench.COLUMNS) and None not in row.values()
+    assert [row[key] for key in ("q20", "q50", "q80")] == ["90", "100", "110"]
+    assert [row[key] for key in ("ratio_q20", "ratio_q50", "ratio_q80")] == ["1.9", "2", "2.1"]
+    assert (row["name"], row["runs"], row["warm_up_seconds"], row["scale"]) == ("training", "5", "0.5", "quick")
+    assert row["torch"] == torch.__version__.split("+")[0] or row["torch"] == torch.__version__
+    assert row["numpy"] == np.__version__ and row["dirty"] in ("yes", "no", "unknown") and row["device"]
+    single = bench.record("x", Row.single("c", "m", "steps", "1", 23, ratio=2.5), bench.stamp("quick"))
+    assert [single[key] for key in ("q20", "q50", "q80", "ratio_q50", "warm_up_seconds")] == ["", "23", "", "2.5", ""]
+
+
+def test_commas_and_quotes_come_back_as_they_were(folder):
+    path = bench.append(bench.path_of("x"), [bench.record("x", ROW, bench.stamp("smoke"))])
+    assert read(path)[0]["note"] == ROW.note
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(folder, monkeypatch):
+    record = bench.record("x", ROW, bench.stamp("smoke"))
+    path = bench.append(bench.path_of("x"), [record])
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk is full"):
+        bench.append(path, [record])
+    assert path.read_bytes() == before and len(list(folder.iterdir())) == 1
+
+
+def test_two_writers_at_once_lose_no_row(folder):
+    path, about = bench.path_of("x"), bench.stamp("smoke")
+    records = [bench.record("x", replace(ROW, case=str(i)), about) for i in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda record: bench.append(path, [record]), records))
+    assert sorted(int(row["case"]) for row in read(path)) == list(range(40))
+
+
+def test_a_last_line_without_its_end_is_not_run_into(folder):
+    path = bench.append(bench.path_of("x"), [bench.record("x", ROW, bench.stamp("smoke"))])
+    path.write_text(path.read_text().rstrip("\n"))
+    bench.append(path, [bench.record("x", ROW, bench.stamp("smoke"))])
+    assert [row["case"] for row in read(path)] == [ROW.case] * 2
+
+
+def test_a_file_with_other_columns_is_refused_before_anything_runs(folder, monkeypatch, capsys):
+    folder.mkdir()
+    (folder / "steps.csv").write_text("date,speed\n2020-01-01,3\n")
+    monkeypatch.setattr(steps, "run", lambda settings: pytest.fail("it ran"))
+    assert bench.main(["steps", "--scale", "smoke"]) == 1
+    assert "steps.csv has other columns than this version writes: move it aside" in capsys.readouterr().err
+    assert (folder / "steps.csv").read_text() == "date,speed\n2020-01-01,3\n"
+
+
+# The command line
+
+
+def test_list_names_every_benchmark_and_runs_none(folder, capsys):
+    assert bench.main(["--list"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in bench.BENCHMARKS) and not folder.exists()
+
+
+def test_an_unknown_name_is_one_sentence(folder, capsys):
+    assert bench.main(["speed"]) == 2
+    assert capsys.readouterr().err == "unknown benchmark 'speed': use one of training, likelihood, steps\n"
+
+
+def test_every_benchmark_has_every_scale():
+    for module in bench.BENCHMARKS.values():
+        assert tuple(module.SCALES) == bench.SCALE_NAMES
+    full = likelihood.SCALES["full"]
+    assert (full.points, full.steps * full.rounds) == (30000, 1000)
+
+
+def test_a_failure_keeps_its_rows_and_stops_no_other(folder, monkeypatch, capsys):
+    def broken(_):
+        yield ROW
+        raise RuntimeError("the values differ")
+
+    fakes = {"broken": broken, "sound": lambda _: iter([ROW])}
+    modules = {name: types.SimpleNamespace(run=run, SCALES={"quick": None}) for name, run in fakes.items()}
+    monkeypatch.setattr(bench, "BENCHMARKS", modules)
+    assert bench.main([]) == 1
+    assert len(read(folder / "broken.csv")) == len(read(folder / "sound.csv")) == 1
+    assert "broken failed: the values differ" in capsys.readouterr().err
+
+
+# The benchmarks themselves, small
+
+
+def test_values_that_differ_fail_the_run_after_they_are_recorded(folder, monkeypatch, capsys):
+    honest = likelihood.by_psmlib
+
+    def wrong(*arguments):
+        y, change = honest(*arguments)
+        return y, change + 1e-3
+
+    monkeypatch.setattr(likelihood, "by_psmlib", wrong)
+    assert bench.main(["likelihood", "--scale", "smoke"]) == 1
+    assert "psmlib and torchdiffeq differ by" in capsys.readouterr().err
+    assert float(read(folder / "likelihood.csv")[-1]["q50"]) > likelihood.TOLERANCE
+
+
+@pytest.mark.parametrize("name", list(bench.BENCHMARKS))
+def test_a_smoke_run_prints_and_records(name, folder, capsys):
+    threads = torch.get_num_threads()
+    assert bench.main([name, "--scale", "smoke"]) == 0
+    assert torch.get_num_threads() == threads
+    said, kept = capsys.readouterr().out, read(folder / f"{name}.csv")
+    assert {row["threads"] for row in kept} == {"1"} and {row["scale"] for row in kept} == {"smoke"}
+    assert all(row["case"] in said and row["method"] in said for row in kept)
+    timed = [row for row in kept if row["runs"] != "1"]
+    for row in timed:
+        assert 0 < float(row["q20"]) <= float(row["q50"]) <= float(row["q80"]) and float(row["warm_up_seconds"]) > 0
+    if name == "training":
+        methods = ["plain loop", "direct sampling", "psmlib"]
+        assert [row["method"] for row in kept] == methods * 2
+        assert {row["ratio_q50"] for row in kept if row["method"] == "plain loop"} == {"1"}
+    if name == "likelihood":
+        assert [row["method"] for row in timed] == ["torchdiffeq", "psmlib"]
+        assert float(kept[-1]["q50"]) <= 1e-4
+    if name == "steps":
+        found = [row for row in kept if row["measure"] == "fewest steps" and row["q50"]]
+        assert found and all(int(row["q50"]) < 80 and float(row["ratio_q50"]) > 1 for row in found)
+        means = [float(row["q50"]) for row in kept if row["measure"] == "difference of the mean NLL"]
+        assert len(means) == len(found) and max(map(abs, means)) <= steps.TOLERANCE
+
+
+def test_no_write_writes_nothing(folder, monkeypatch):
+    monkeypatch.setattr(steps, "run", lambda settings: iter([ROW]))
+    assert bench.main(["steps", "--scale", "smoke", "--no-write"]) == 0
+    assert not folder.exists()
