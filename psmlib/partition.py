@@ -122,7 +122,8 @@ class Partition:
         """Raises ValueError unless the blocks cover exactly [0, T] of the process."""
         if abs(self.T - process.T) > 1e-12 * process.T:
             raise ValueError(
-                f"{self!r} ends at {self.T:g} but {process} runs to T = {process.T:g}: let the edges end there"
+                f"{self!r} ends at {self.T:g} but {process} runs to T = {process.T:g}: "
+                f"give edges from 0 to {process.T:g}"
             )
 
 

@@ -124,16 +124,16 @@ class Mixture:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density in nats; -inf outside the support of a mixture of boxes only. Shape: (n, d) -> (n,)."""
-        y = x.double()
-        parts = []
+        y, parts = x.double(), []
         if len(self.gauss_weight):
-            normal = torch.distributions.MultivariateNormal(self.gauss_mean.to(y.device), scale_tril=self.gauss_chol)
-            parts.append(normal.log_prob(y[:, None]) + self.gauss_weight.log())
+            mean, chol, weight = (v.to(x.device) for v in (self.gauss_mean, self.gauss_chol, self.gauss_weight))
+            normal = torch.distributions.MultivariateNormal(mean, scale_tril=chol)
+            parts.append(normal.log_prob(y[:, None]) + weight.log())
         if len(self.box_weight):
-            local = torch.einsum("nkd,kde->nke", y[:, None] - self.box_centre, self.box_rotation)
-            inside = (local.abs() <= self.box_half).all(-1)
-            height = self.box_weight.log() - (2 * self.box_half).log().sum(-1)
-            parts.append(torch.where(inside, height, -torch.inf))
+            centre, frame, half = (v.to(x.device) for v in (self.box_centre, self.box_rotation, self.box_half))
+            local = torch.einsum("nkd,kde->nke", y[:, None] - centre, frame)
+            height = (self.box_weight.log() - (2 * self.box_half).log().sum(-1)).to(x.device)
+            parts.append(torch.where((local.abs() <= half).all(-1), height, -torch.inf))
         return torch.logsumexp(torch.cat(parts, -1), -1).to(x.dtype)
 
     @cached_property
@@ -187,7 +187,7 @@ def TY() -> Mixture:
     Example:
         >>> ty = TY()
         >>> len(ty.weights), [round(float(m), 3) for m in ty.mean]
-        (49, [0.048, 0.09])
+        (49, [0.047, 0.092])
     """
     gaussians = [(4500, (0, 0.6), 0.015)]
     for count, n, radius, var in [(1000, 8, 0.45, 0.003), (300, 16, 0.7, 0.001)]:

@@ -1,0 +1,198 @@
+"""Benchmarks: `python -m psmlib.bench [names] [--scale smoke|quick|full] [--no-write] [--list]`.
+
+Each row is printed when it is measured and, at the end of its benchmark, added to `data/bench/<name>.csv` with the
+date, the commit, the machine and the versions. A file is only ever added to, so that it tells how speed went over
+time. Ratios are taken within one run, turn by turn; figures of different machines or scales are not to be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import os
+import platform
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from psmlib import paths
+from psmlib.benchmarks import likelihood, steps, training
+from psmlib.benchmarks.timing import Row, number, one_thread
+from psmlib.results import device_name, git_state, write_atomic
+
+BENCHMARKS = {"training": training, "likelihood": likelihood, "steps": steps}
+SCALE_NAMES = ("smoke", "quick", "full")
+STAMP = ("date", "commit", "dirty", "device", "threads", "python", "torch", "numpy", "scale")
+COLUMNS = (
+    *STAMP, "name", "case", "method", "measure", "unit", "runs", "warm_up_seconds",
+    "q20", "q50", "q80", "ratio_q20", "ratio_q50", "ratio_q80", "note",
+)  # fmt: skip
+
+
+def stamp(scale: str) -> dict[str, str]:
+    """The circumstances of a run, as they stand in each of its rows.
+
+    Example:
+        >>> tuple(stamp("smoke")) == STAMP
+        True
+    """
+    state = git_state()
+    dirty = {True: "yes", False: "no"}.get(state["dirty"], "unknown")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    machine = (device_name("cpu"), str(torch.get_num_threads()), platform.python_version())
+    versions = (version("torch"), version("numpy"))
+    return dict(zip(STAMP, (now, state["commit"], dirty, *machine, *versions, scale), strict=True))
+
+
+def record(name: str, row: Row, about: dict[str, str]) -> dict[str, str]:
+    """A row as the file holds it: text under every column."""
+    text = {key: getattr(row, key) for key in ("case", "method", "measure", "unit", "note")}
+    levels = ("q20", "q50", "q80")
+    values = {key: number(value, 6) for key, value in zip(levels, row.values, strict=True)}
+    ratios = {f"ratio_{key}": number(ratio, 4) for key, ratio in zip(levels, row.ratios, strict=True)}
+    counts = {"runs": str(row.runs), "warm_up_seconds": number(row.warm_up)}
+    return {**about, "name": name, **text, **counts, **values, **ratios}
+
+
+def path_of(name: str) -> Path:
+    """The file of a benchmark."""
+    return Path(paths.BENCH) / f"{name}.csv"
+
+
+def check(path: Path) -> str:
+    """The text that the file holds, or the header it will start with.
+
+    Raises:
+        ValueError: when the file has other columns than we write.
+    """
+    header = ",".join(COLUMNS) + "\n"
+    if not path.exists():
+        return header
+    text = path.read_text(encoding="utf-8")
+    if text.split("\n", 1)[0] != header.strip():
+        raise ValueError(
+            f"{path.name} has other columns than this version writes: move it aside, and a new one is begun"
+        )
+    return text if text.endswith("\n") else text + "\n"
+
+
+def append(path: Path, records: Iterable[dict[str, str]]) -> Path:
+    """Adds rows to the end of a file in one step, with the header first if it is new.
+
+    Raises:
+        ValueError: when the file has other columns than we write.
+    """
+    lines = io.StringIO()
+    csv.DictWriter(lines, COLUMNS, lineterminator="\n").writerows(records)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(path.parent):
+        return write_atomic(path, check(path) + lines.getvalue())
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other runs from adding to the folder's files meanwhile: a row must not be lost between two writers."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system; two runs at once would spoil each other's timings anyway
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+_TABLE = "  {:<22} {:<38} {:<29} {:<21} {}"
+
+
+def line(row: Row) -> str:
+    """A row as the printed table shows it.
+
+    Example:
+        >>> print(line(Row("TY", "ours", "rate", "1/s", 9, (90., 100., 110.), (1.9, 2., 2.1))))
+          ours                   rate                                   100 [90, 110] 1/s             x 2 [1.9, 2.1]
+    """
+    q20, value, q80 = (number(v) for v in row.values)
+    unit = "" if row.unit == "1" else f" {row.unit}"
+    figure = (value or "-") + (f" [{q20}, {q80}]" if q20 else "") + unit
+    r20, ratio, r80 = (number(r, 3) for r in row.ratios)
+    ratio = f"x {ratio}" + (f" [{r20}, {r80}]" if r20 else "") if ratio else ""
+    return _TABLE.format(row.method, row.measure, figure, ratio, row.note).rstrip()
+
+
+def show(rows: Iterable[Row]) -> Iterator[Row]:
+    """Passes rows on, printing each under its case."""
+    case = None
+    for row in rows:
+        if row.case != case:
+            case = row.case
+            print(
+                f"{case}\n  {'method':<22} {'measure':<39} {'50 % [20 %, 80 %]':<29} {'to the baseline':<22}".rstrip()
+            )
+        print(line(row), flush=True)
+        yield row
+
+
+def run(name: str, scale: str, write: bool = True) -> list[Row]:
+    """Runs one benchmark on one thread; what was measured before a failure is kept.
+
+    Raises:
+        ValueError: when its file has other columns than we write; before anything is run.
+    """
+    module, measured = BENCHMARKS[name], []
+    if write:
+        check(path_of(name))
+    with one_thread():
+        about = stamp(scale)
+        try:
+            for row in show(module.run(module.SCALES[scale])):
+                measured.append(row)
+        finally:
+            if write and measured:
+                append(path_of(name), [record(name, row, about) for row in measured])
+    return measured
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m psmlib.bench", description="Run the benchmarks on one CPU thread.")
+    parser.add_argument("names", nargs="*", help=f"which: {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--scale", choices=SCALE_NAMES, default="quick", help="how much to run (default: quick)")
+    parser.add_argument("--no-write", action="store_true", help="print only, add nothing to data/bench")
+    parser.add_argument("--list", action="store_true", help="say what there is and stop")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.names if name not in BENCHMARKS]
+    if unknown:
+        print(f"unknown benchmark {unknown[0]!r}: use one of {', '.join(BENCHMARKS)}", file=sys.stderr)
+        return 2
+    if options.list:
+        for name, module in BENCHMARKS.items():
+            print(
+                f"{name:<11} {module.__doc__.splitlines()[0]}\n{'':<11} {options.scale}: {module.SCALES[options.scale]}"
+            )
+        return 0
+    failed = False
+    for name in dict.fromkeys(options.names or BENCHMARKS):
+        began = perf_counter()
+        print(f"== {name} ({options.scale}) ==")
+        try:
+            run(name, options.scale, write=not options.no_write)
+        except (ArithmeticError, ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:
+            print(f"{name} failed: {error}", file=sys.stderr)
+            failed = True
+        print(f"{name} took {perf_counter() - began:.0f} s.\n", flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Log likelihoods of a trained network: `log_likelihood` against torchdiffeq with an autograd trace.
+
+What is run: the network 4-100-150-100-2 of SA-DPM, float32, trained for a moment on TY; RK4 on a uniform grid from
+t = 0.001 to 1, exact trace. torchdiffeq is given the same grid as its steps, keeps only the two ends, and its trace
+takes two backward passes without a graph of their own: that is kinder to it than the released scripts are. Its
+"rk4" is the 3/8 rule, ours the classical one; on these grids both give the same to 1e-4, which is asserted.
+
+All the points travel together, as in the paper, and the two sides take turns at stretches of the time grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from psmlib.benchmarks.plain import sequential
+from psmlib.benchmarks.timing import Row, interleave, rows
+from psmlib.data.toys import load_toy
+from psmlib.likelihood import log_likelihood
+from psmlib.nets.bank import Bank
+from psmlib.nets.mlp import Plain
+from psmlib.partition import SA
+from psmlib.process import VP
+from psmlib.sampling import grids
+from psmlib.training import fit
+
+T0 = 1e-3
+TOLERANCE = 1e-4
+
+State = tuple[Tensor, Tensor]
+"""Points, (n, d), and the divergence integrated so far, (n,)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much to measure.
+
+    Args:
+        points: Points, all at once.
+        rounds: Stretches that the grid is cut into.
+        steps: RK4 steps of a stretch.
+        updates: Updates of the network beforehand, so that its field is not that of random weights.
+        toy: Data set.
+    """
+
+    points: int = 10000
+    rounds: int = 6
+    steps: int = 10
+    updates: int = 300
+    toy: str = "TY"
+
+
+SCALES = {
+    "smoke": Settings(points=64, rounds=5, updates=50),
+    "quick": Settings(),
+    "full": Settings(points=30000, rounds=10, steps=100),
+}
+
+
+def by_torchdiffeq(net: nn.Sequential, process: VP, state: State, times: Tensor) -> State:
+    """Carries points and divergence along the grid as the usual tools do.
+
+    Args:
+        net: Predicts the noise from [x, t, t].
+        process: A VP path.
+        state: Points and divergence at the start of the grid.
+        times: The steps' ends, ascending. Shape: (steps + 1,).
+
+    Raises:
+        ImportError: when torchdiffeq is not installed.
+    """
+    try:
+        from torchdiffeq import odeint
+    except ImportError:
+        raise ImportError("the likelihood benchmark needs torchdiffeq: install it with make env") from None
+
+    def field(t: Tensor, state: State) -> State:
+        with torch.enable_grad():
+            y = state[0].detach().requires_grad_(True)
+            eps = net(torch.cat([y, t.to(y).expand(len(y), 2)], 1))
+            v = -0.5 * process.beta(t) * (y - eps / process.sigma(t))
+            trace = torch.zeros_like(state[1])
+            for j in range(y.shape[1]):
+                trace += torch.autograd.grad(v[:, j].sum(), y, retain_graph=j + 1 < y.shape[1])[0][:, j]
+        return v.detach(), trace
+
+    with torch.no_grad():
+        options = {"grid_constructor": lambda f, y, t: times}
+        y, change = odeint(field, state, times[[0, -1]], method="rk4", options=options)
+    return y[-1], change[-1]
+
+
+def by_psmlib(score, process: VP, state: State, times: Tensor) -> State:
+    """The same by :func:`psmlib.likelihood.log_likelihood`."""
+    ends = {"t0": float(times[0]), "t1": float(times[-1])}
+    found = log_likelihood(score, process, state[0], grid=times, **ends)
+    return found.x_T, state[1] + found.change
+
+
+class Contestant:
+    """Goes on from stretch to stretch; round 0, the warm-up, does the first stretch for a few points only."""
+
+    def __init__(self, solve: Callable[[State, Tensor], State], x: Tensor, times: Tensor, steps: int):
+        self.solve, self.times, self.steps = solve, times, steps
+        self.state = x, x.new_zeros(len(x))
+
+    def __call__(self, i: int) -> None:
+        start = max(0, i - 1) * self.steps
+        times = self.times[start : start + self.steps + 1]
+        if i == 0:
+            self.solve(tuple(part[:100] for part in self.state), times)
+        else:
+            self.state = self.solve(self.state, times)
+
+
+def run(settings: Settings) -> Iterator[Row]:
+    """Measures one network.
+
+    Raises:
+        RuntimeError: when the two sides differ by more than 1e-4.
+    """
+    toy, process, bank = load_toy(settings.toy), VP(0.0, 10.0), Bank(Plain(), 1)
+    for _ in fit(bank, toy, process, SA, updates=settings.updates):
+        pass
+    score, net = bank.score(SA, process), sequential(bank.params[0], bank.arch.widths).requires_grad_(False)
+    x, steps = toy.sample(settings.points, torch.Generator().manual_seed(0)).float(), settings.steps * settings.rounds
+    times = grids.uniform(T0, 1.0, steps)
+    calls = {
+        "torchdiffeq": Contestant(lambda s, t: by_torchdiffeq(net, process, s, t), x, times, settings.steps),
+        "psmlib": Contestant(lambda s, t: by_psmlib(score, process, s, t), x, times, settings.steps),
+    }
+    taken = interleave(calls, settings.rounds)
+    case = f"{toy.name}, SA-DPM, RK4, exact trace, {len(x):,} points x {steps:,} steps"
+    part = "" if (len(x), steps) == (30000, 1000) else "; a part of the full case, 30,000 points x 1,000 steps"
+    notes = {
+        "torchdiffeq": f"odeint rk4 on the same grid, two backward passes for the trace{part}",
+        "psmlib": f"psmlib.likelihood.log_likelihood{part}",
+    }
+    work = len(x) * settings.steps
+    yield from rows(case, taken, "torchdiffeq", notes, work=work, measure="steps of a point a second")
+    for name, each in taken.items():
+        ratio = sum(taken["torchdiffeq"].seconds) / sum(each.seconds)
+        yield Row.single(case, name, "time of the solve", "s", sum(each.seconds), ratio=ratio, note=notes[name])
+    values = [process.prior_log_prob(call.state[0]) + call.state[1] for call in calls.values()]
+    largest = float((values[0] - values[1]).abs().max())
+    note = f"over all points; must be at most {TOLERANCE:g}"
+    yield Row.single(case, "psmlib", "largest difference of a log likelihood", "nat", largest, note=note)
+    if not largest <= TOLERANCE:
+        raise RuntimeError(
+            f"psmlib and torchdiffeq differ by {largest:.2g} nat at a point of {case}, but {TOLERANCE:g} is allowed: "
+            "use more steps, or look for the fault in psmlib.likelihood"
+        )
