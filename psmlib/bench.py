@@ -25,7 +25,8 @@ import torch
 from psmlib import paths
 from psmlib.benchmarks import likelihood, steps, training
 from psmlib.benchmarks.timing import Row, number, one_thread
-from psmlib.results import device_name, git_state, write_atomic
+from psmlib.files import write_atomic
+from psmlib.provenance import device_name, git_state
 
 BENCHMARKS = {"training": training, "likelihood": likelihood, "steps": steps}
 SCALE_NAMES = ("smoke", "quick", "full")

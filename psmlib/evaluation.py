@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from psmlib.data.toys import Mixture
-from psmlib.exact import nll_floor
+from psmlib.floors import nll_floor
+from psmlib.gaussian_path import Process
 from psmlib.likelihood import log_likelihood
-from psmlib.process import Process
 from psmlib.score import Score
 
 
@@ -144,7 +144,7 @@ def floor_of(toy: Mixture, process: Process, protocol: Protocol) -> float:
 def excess_loss(score: Score, toy: Mixture, process: Process, times: Tensor, n: int = 1000, seed: int = 0) -> Tensor:
     """Mean square distance of a native prediction from the exact one at each time, per axis. Shape: (len(times),).
 
-    The denoising loss is this plus the irreducible loss (:func:`psmlib.exact.irreducible_loss`), which no
+    The denoising loss is this plus the irreducible loss (:func:`psmlib.floors.irreducible_loss`), which no
     network can lower; measured this way it has no noise from the irreducible part.
     """
     generator, exact, out = torch.Generator().manual_seed(seed), toy.diffused(process), []

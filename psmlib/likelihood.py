@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from psmlib.gaussian_path import Process
 from psmlib.partition import Partition
-from psmlib.process import Process
 from psmlib.sampling import grids
 from psmlib.score import Score
 from psmlib.solvers import METHODS, adaptive, fixed

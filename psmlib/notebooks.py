@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from psmlib import paths
+from psmlib.files import write_atomic
 
 
 def toc_pages(toc: Path | None = None) -> list[str]:
@@ -108,8 +109,6 @@ class Record:
 
     def save(self, name: str) -> None:
         """Write the record beside the executed notebook."""
-        from psmlib.results import write_atomic  # brings torch along: not for those who only ask
-
         write_atomic(self.path(name), json.dumps(self.__dict__, indent=1) + "\n")
 
     def fresh(self, name: str, key: str) -> bool:
@@ -187,8 +186,6 @@ def _environment() -> dict[str, str]:
 
 def _drop_machine_paths(output: Path, template: Path) -> None:
     """Replace the absolute paths that papermill notes: the book publishes its sources."""
-    from psmlib.results import write_atomic
-
     document = json.loads(output.read_text(encoding="utf-8"))
     document["metadata"]["papermill"] |= {"input_path": template.name, "output_path": output.name}
     write_atomic(output, json.dumps(document, indent=1, ensure_ascii=False) + "\n")

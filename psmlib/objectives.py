@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from psmlib.process import Process, as_time, expand
+from psmlib.gaussian_path import Process, as_time, expand
 
 
 @dataclass(frozen=True)

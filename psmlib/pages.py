@@ -12,10 +12,12 @@ from typing import Any
 import pandas as pd
 
 from psmlib import paths
+from psmlib.files import write_atomic
+from psmlib.formatting import NOTHING, fmt, markdown_table
 from psmlib.notebooks import metadata
+from psmlib.paper_values import paper_values
 from psmlib.parameters import PROFILES
-from psmlib.report import NOTHING, fmt, markdown_table, paper_values
-from psmlib.results import load, write_atomic
+from psmlib.results import load
 
 PAPER_TITLES: dict[str, str] = {
     "psm": "Parallel score matching",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from psmlib.process import Process
+from psmlib.gaussian_path import Process
 
 
 class Partition:

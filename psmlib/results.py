@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import math
-import os
-import platform
 import re
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +14,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from psmlib import __version__, paths
+from psmlib import paths
+from psmlib.files import write_atomic
+from psmlib.provenance import device_name, git_state, peak_gpu_memory, peak_memory, source_hash, versions
 
 PAPERS = ("psm", "diffusion_time", "high_precision", "aligner", "multistage", "ours")
 STATUSES = ("reproduced", "within_noise", "differs", "scaled_down", "needs_data", "not_run")
@@ -193,7 +191,6 @@ class Results:
 
     def _provenance(self) -> dict:
         device = str(self.parameters.get("device", "cpu"))
-        on_gpu = _on_gpu(device)
         return {
             "notebook": self.notebook,
             "profile": self.profile,
@@ -205,7 +202,7 @@ class Results:
             "versions": versions(),
             "wall_seconds": round(time.perf_counter() - self._start, 2),
             "peak_memory_mib": peak_memory(),
-            "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated(device) / 2**20, 1) if on_gpu else None,
+            "peak_gpu_memory_mib": peak_gpu_memory(device),
             "data_sha256": self._data,
             "source_sha256": source_hash(self.notebook),
         }
@@ -236,88 +233,6 @@ def load(profile: str, notebook: str) -> Results:
         raise ValueError(f"{where} cannot be read ({reason}): {again}") from error
     results._loaded = True
     return results
-
-
-def write_atomic(path: Path, text: str | bytes) -> Path:
-    """Writes a file in one step: a reader sees the old one or the new one, never half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Opened by hand, because tempfile would leave the file readable by its owner alone.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(text.encode("utf-8") if isinstance(text, str) else text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def source_hash(notebook: str) -> str:
-    """SHA-256 over psmlib's Python files and the notebook's cells, whatever outputs it carries."""
-    digest = hashlib.sha256()
-    for path in sorted(paths.PACKAGE.rglob("*.py")):
-        digest.update(path.relative_to(paths.PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    template = paths.NOTEBOOKS / f"{notebook}.ipynb"
-    if template.is_file():
-        cells = json.loads(template.read_text(encoding="utf-8"))["cells"]
-        digest.update(json.dumps([(c["cell_type"], "".join(c["source"])) for c in cells]).encode())
-    return digest.hexdigest()
-
-
-def git_state() -> dict:
-    """The commit, and whether the tree differs from it; "unknown" and None outside a checkout of the book.
-
-    data/results and data/bench do not count: every run writes there, and a run is not a change of the source.
-    """
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(paths.ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-
-    state = {"commit": "unknown", "dirty": None}
-    try:
-        # A copy unpacked inside some other repository must not borrow that one's commit.
-        if not os.path.samefile(git("rev-parse", "--show-toplevel"), paths.ROOT):
-            return state
-        excluded = (":(exclude)data/results", ":(exclude)data/bench")
-        state["dirty"] = bool(git("status", "--porcelain", "--", ".", *excluded))
-        state["commit"] = git("rev-parse", "--verify", "HEAD")
-    except (OSError, subprocess.SubprocessError):
-        pass
-    return state
-
-
-def device_name(device: str = "cpu") -> str:
-    """The model, in words, of the processor or accelerator that a device string stands for here."""
-    if _on_gpu(device):
-        return torch.cuda.get_device_name(device)
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name") and "unknown" not in line:
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or f"{platform.machine()} CPU"
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries on which figures depend."""
-    libraries = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy")}
-    return {"python": platform.python_version(), "psmlib": __version__, **libraries}
-
-
-def peak_memory() -> float | None:
-    """The most memory this process has held so far, in MiB; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if platform.system() == "Darwin" else 2**10), 1)
-
-
-def _on_gpu(device: str) -> bool:
-    return device.startswith("cuda") and torch.cuda.is_available()
 
 
 def _path(profile: str, notebook: str) -> Path:

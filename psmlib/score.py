@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from psmlib.process import Process, as_time, expand
+from psmlib.gaussian_path import Process, as_time, expand
 
 
 class Score:

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from psmlib import checkpoint
+from psmlib.gaussian_path import Process, expand
 from psmlib.kernels.bank_mlp import BankMLP
 from psmlib.memory import check_memory
 from psmlib.nets.bank import Bank, stream
 from psmlib.objectives import Denoising, FlowMatching
 from psmlib.optim import OPTIMISERS, SCHEDULES, Adam
 from psmlib.partition import Partition
-from psmlib.process import Process, expand
 
 CHUNK = 50
 """Updates between two looks at the loss; random numbers are drawn a chunk at a time."""

@@ -17,7 +17,7 @@ from psmlib import paths
 from psmlib.book import expected, missing
 from psmlib.notebooks import toc_notebooks, toc_pages
 from psmlib.pages import reproduced_by
-from psmlib.report import paper_values
+from psmlib.paper_values import paper_values
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 
 from psmlib.data.toys import HG, Mixture
 from psmlib.evaluation import Nll, Protocol, excess_loss, floor_of, log_ratio, status, summarise
-from psmlib.exact import irreducible_loss
+from psmlib.floors import irreducible_loss
 from psmlib.nets.bank import Bank
 from psmlib.nets.mlp import Plain
 from psmlib.partition import SA

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, stats
+from scipy import stats
 
 from psmlib import exact as module
-from psmlib.data.toys import HG, TY, Mixture
-from psmlib.exact import component_average, gaussian_axis, irreducible_loss, nll_floor, uniform_axis
-from psmlib.process import EDM, PREDICTIONS, RVE, VE, VP, OTFlow, SubVP
+from psmlib.data.toys import TY, Mixture
+from psmlib.gaussian_path import PREDICTIONS
+from psmlib.process import EDM, RVE, VE, VP, OTFlow, SubVP
 from psmlib.score import Score
 
 F64 = torch.float64
@@ -21,7 +21,6 @@ SLANTED = Mixture(
     boxes=[(5, [-0.6, 0.4], [0.5, 0.2], 30.0), (2, [0.9, 0.8], [0.1, 0.6], -15.0)],
     name="slanted",
 )
-BOX = Mixture(boxes=[(1, [0.3, -0.2], [0.05, 0.4], 0.0)])
 each = pytest.mark.parametrize("p", PROCESSES, ids=lambda p: type(p).__name__)
 
 
@@ -29,113 +28,8 @@ def points(n=40, scale=1.0, seed=0, dim=2):
     return scale * torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
-def axis_at(u, half, alpha, sigma):
-    return uniform_axis(*(torch.tensor(v, dtype=F64) for v in (u, half, alpha, sigma)))
-
-
 def close(a, b, rtol=1e-9, atol=1e-9):
     torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
-
-
-# one axis of one component
-
-
-@pytest.mark.parametrize("half, alpha", [(0.05, 0.1), (0.05, 1.0), (1.25, 0.7), (0.4, 0.01)])
-@pytest.mark.parametrize("sigma", [0.02, 0.3, 1.0, 5.0])
-def test_a_uniform_axis_against_quadrature(half, alpha, sigma):
-    reach = alpha * half + 6 * sigma
-    for u in np.linspace(-reach, reach, 7) + 0.01:
-        peak = float(np.clip(u / alpha, -half, half))
-
-        def moment(k, u=u, peak=peak):
-            def f(y):
-                return y**k * stats.norm.pdf(u, alpha * y, sigma) / (2 * half)
-
-            cuts = sorted(
-                {-half, max(-half, peak - 9 * sigma / alpha), peak, min(half, peak + 9 * sigma / alpha), half}
-            )
-            parts = zip(cuts, cuts[1:], strict=False)
-            return sum(integrate.fixed_quad(f, a, b, n=80)[0] for a, b in parts)
-
-        mass, mean, square = (moment(k) for k in range(3))
-        mean, square = mean / mass, square / mass
-        var = square - mean**2
-        got = axis_at(u, half, alpha, sigma)
-        assert float(got.log_density) == pytest.approx(math.log(mass), abs=1e-10)
-        assert float(got.mean) == pytest.approx(mean, abs=1e-9 * half)
-        assert float(got.variance) == pytest.approx(var, abs=1e-8 * half**2)
-        assert float(got.score) == pytest.approx((alpha * mean - u) / sigma**2, rel=1e-9, abs=1e-9 / sigma)
-        assert float(got.curvature) == pytest.approx((alpha**2 * var / sigma**2 - 1) / sigma**2, abs=1e-8 / sigma**2)
-
-
-def test_a_gaussian_axis_is_conjugate():
-    u, v, alpha, sigma = (torch.tensor(c, dtype=F64) for c in (0.7, 0.3, 0.6, 0.4))
-    got = gaussian_axis(u, v, alpha, sigma)
-    precision = 1 / v + alpha**2 / sigma**2  # Bayes, the other way round
-    close(got.variance, 1 / precision)
-    close(got.mean, alpha * u / sigma**2 / precision)
-    total = alpha**2 * v + sigma**2
-    close(got.log_density, torch.distributions.Normal(0 * u, total.sqrt()).log_prob(u))
-    close(got.score, -u / total)
-    close(got.curvature, -1 / total)
-
-
-@pytest.mark.parametrize("z", [0.0, 0.5, 3.0, 9.9, -2.0])
-def test_branches_meet_where_the_box_becomes_narrow(z):
-    check_meeting((z, 0.03 - 1e-13), (z, 0.03 + 1e-13), variance=1e-8)
-
-
-@pytest.mark.parametrize("delta", [0.004, 0.02, 1e-4])
-def test_branches_meet_far_from_a_narrow_box(delta):
-    z = 0.3 / delta
-    # the variance is known to rounding errors of (distance / half width)^2
-    check_meeting((z - 1e-10, delta), (z + 1e-10, delta), variance=1e-9 + 1e-15 * (z / delta) ** 2)
-
-
-@pytest.mark.parametrize("delta", [0.5, 4.0])
-def test_branches_meet_far_from_a_wide_box(delta):
-    check_meeting((600 + delta - 1e-9, delta), (600 + delta + 1e-9, delta), variance=1e-7)
-
-
-def check_meeting(before, after, variance):
-    half, (a, b) = 0.05, (axis_at(z, 0.05, delta / 0.05, 1.0) for z, delta in (before, after))
-    step = abs(after[0] - before[0]) * (1 + abs(after[0]))  # what the functions themselves move by
-    tilt = [q.log_density + z**2 / 2 for q, (z, _) in ((a, before), (b, after))]  # without its large part
-    close(*tilt, rtol=0, atol=2e-11 + 1e-15 * before[0] ** 2 + before[1] * abs(after[0] - before[0]))
-    close(a.score, b.score, rtol=1e-9, atol=1e-9 + 2 * step)
-    close(a.curvature, b.curvature, rtol=1e-9, atol=1e-9)
-    close(a.mean / half, b.mean / half, rtol=0, atol=1e-9 + 1e-14 * before[0] / before[1] + 4 * step)
-    close(a.variance / half**2, b.variance / half**2, rtol=0, atol=variance)
-
-
-@pytest.mark.parametrize("delta", [0.004, 0.1, 3.0])
-@pytest.mark.parametrize("z", [50.0, 1e3, 1e5, -1e3])
-def test_far_from_a_box(delta, z):
-    # there y is exponential on the box: E[y] = h (coth c - 1/c) at c = z delta, and log q = -z^2/2 + log(sinh(c)/c)
-    half = 0.05
-    got = axis_at(z, half, delta / half, 1.0)
-    c = abs(z) * delta
-    mean = half * (1 / math.tanh(c) - 1 / c) * math.copysign(1, z)
-    slack = max(3 / abs(z) ** 2, delta**2)  # next order, in units of the answer
-    assert float(got.mean) == pytest.approx(mean, rel=2 * slack / (c if c < 1 else 1) + 1e-9)
-    assert abs(float(got.mean)) <= half and float(got.mean) * z > 0
-    assert 0 < float(got.variance) <= half**2 / 3 * (1 + 1e-12)
-    assert math.isfinite(float(got.log_density)) and float(got.score) * z < 0
-    # Tweedie holds to the last digit that the mean has
-    assert float(got.score) == pytest.approx(-(z - delta * float(got.mean) / half), rel=1e-12)
-    log_sinh = c + math.log1p(-math.exp(-2 * c)) - math.log(2)
-    log_q = -0.5 * z**2 + log_sinh - math.log(c) - 0.5 * math.log(2 * math.pi)
-    assert float(got.log_density) == pytest.approx(log_q, rel=1e-12, abs=delta**2)
-
-
-def test_far_variance():
-    # Var[y] of the exponential on the box, h^2 (1/c^2 - 1/sinh(c)^2)
-    for z, delta in [(800.0, 0.01), (800.0, 0.5), (5e3, 2.0), (5e4, 0.001)]:
-        c = z * delta
-        want = 1 / c**2 - (1 / math.sinh(c) ** 2 if c < 300 else 0)
-        assert float(axis_at(z, 1.0, delta, 1.0).variance) == pytest.approx(want, rel=2e-3 + 2 * delta / z)
-    near, delta = 1000.0, 2.0  # one end only: 1 / near^2
-    assert float(axis_at(near + delta, 1.0, delta, 1.0).variance) * delta**2 * near**2 == pytest.approx(1, rel=1e-4)
 
 
 # mixtures
@@ -286,95 +180,6 @@ def test_base_class_differentiates_by_itself():
         Score().predict(x, t)
 
 
-# extremes
-
-
-@pytest.mark.parametrize("toy", [HG(), TY(), BOX], ids=["HG", "TY", "box"])
-@pytest.mark.parametrize("dtype", [F64, torch.float32])
-@each
-def test_far_out_is_finite_and_points_back(toy, dtype, p):
-    angle = torch.arange(8, dtype=F64) * math.pi / 4 + 0.1
-    out = torch.stack([angle.cos(), angle.sin()], 1)
-    law, t = toy.diffused(p), 0.05 * p.T
-    for distance in (50.0, 1e3):
-        x = ((3 + distance * float(p.sigma(t))) * out).to(dtype)
-        score, jac = law.jacobian(x, t)
-        mean, cov = law.posterior(x, t)
-        for y in (law.log_prob(x, t), score, jac, mean, cov, law.eps(x, t), law.velocity(x, t)):
-            assert y.dtype == dtype and y.isfinite().all()
-        assert ((score * out.to(dtype)).sum(1) < 0).all()
-        # what pulls back is the distance to the posterior mean
-        want = ((float(p.alpha(t)) * law.denoised(x.double(), t) - x) / float(p.sigma(t)) ** 2).to(dtype)
-        rtol = 1e-9 if dtype == F64 else 1e-6
-        close(score, want, rtol=0, atol=rtol * float(want.abs().max()))
-        assert toy is not BOX or (mean.abs() <= torch.tensor([0.35, 0.6]) + 1e-6).all()  # no mass elsewhere
-
-
-@each
-def test_at_time_zero_the_limit_is_returned(p):
-    law = SLANTED.diffused(p)
-    x = SLANTED.sample(200, torch.Generator().manual_seed(4))
-    x = torch.cat([x, 3 * points(100, seed=5)])
-    close(law.log_prob(x, 0.0), SLANTED.log_prob(x), rtol=1e-7, atol=1e-7)
-    close(law.denoised(x, 0.0), x, rtol=0, atol=1e-8)
-    assert (law.eps(x, 0.0) == 0).all()
-    # only the Gaussian has a slope; inside the boxes it is diluted
-    normal = torch.distributions.MultivariateNormal(SLANTED.gauss_mean[0], SLANTED.gauss_cov[0])
-    share = (SLANTED.gauss_weight[0].log() + normal.log_prob(x) - SLANTED.log_prob(x)).exp()
-    score = -share[:, None] * torch.linalg.solve(SLANTED.gauss_cov[0], (x - SLANTED.gauss_mean[0]).T).T
-    close(law.score(x, 0.0), score, rtol=1e-7, atol=1e-7)
-    velocity = p.drift(0.0) * x - 0.5 * p.diffusion2(0.0) * score
-    close(law.velocity(x, 0.0), velocity, rtol=1e-7, atol=1e-7)
-    for kind in PREDICTIONS:
-        assert all(y.isfinite().all() for y in law.jacobian(x, 0.0, kind))
-    assert law.divergence(x, 0.0).isfinite().all()
-
-
-@pytest.mark.parametrize("toy", [HG(), TY()], ids=["HG", "TY"])
-def test_at_time_zero_far_components_do_no_harm(toy):
-    law, x = toy.diffused(PSM), 3 * points(400)
-    for y in (*law.jacobian(x, 0.0), *law.jacobian(x, 0.0, "velocity"), *law.posterior(x, 0.0)):
-        assert y.isfinite().all()
-    close(law.log_prob(x, 0.0), toy.log_prob(x), rtol=1e-6, atol=1e-6)
-
-
-@each
-def test_continuous_at_time_zero(p):
-    law, x = SLANTED.diffused(p), torch.tensor([[0.5, -0.2], [0.3, -0.4]], dtype=F64)  # away from the boxes' edges
-    t = float(p.time_of_sigma(1e-8))
-    close(law.log_prob(x, t), law.log_prob(x, 0.0), rtol=0, atol=1e-7)
-    close(law.score(x, t), law.score(x, 0.0), rtol=1e-6, atol=1e-6)
-    close(law.divergence(x, t), law.divergence(x, 0.0), rtol=1e-6, atol=1e-6)
-
-
-def test_flow_matching_at_the_end():
-    p, x = OTFlow(), points(20)
-    law = SLANTED.diffused(p)
-    normal = torch.distributions.Normal(torch.zeros((), dtype=F64), torch.ones((), dtype=F64))
-    close(law.log_prob(x, 1.0), normal.log_prob(x).sum(1))
-    v, jac = law.jacobian(x, 1.0, "velocity")
-    close(v, x - SLANTED.mean)
-    close(jac, torch.eye(2, dtype=F64).expand(20, 2, 2))  # d v / d x = I - alpha cov -> I
-    mean, cov = law.posterior(x, 1.0)
-    close(mean, SLANTED.mean.expand(20, 2))
-    close(cov, SLANTED.cov.expand(20, 2, 2))  # noise tells nothing
-    close(law.score(x, 1.0), -x)
-    close(law.divergence(x, 1.0), torch.full((20,), -2.0, dtype=F64))
-
-
-def test_flow_matching_is_continuous_up_to_the_end():
-    p, x = OTFlow(), points(20)
-    law = SLANTED.diffused(p)
-    end = law.jacobian(x, 1.0, "velocity")
-    for gap in (1e-4, 1.01e-6, 0.99e-6, 1e-9, 1e-12):
-        for got, want in zip(law.jacobian(x, 1 - gap, "velocity"), end, strict=True):
-            close(got, want, rtol=0, atol=20 * gap + 1e-9)
-    # the two ways to the velocity meet where one takes over from the other
-    two = [law.jacobian(x, 1 - gap, "velocity") for gap in (1.0001e-6, 0.9999e-6)]
-    for a, b in zip(*two, strict=True):
-        close(a, b, rtol=0, atol=2e-9)
-
-
 # plumbing
 
 
@@ -425,8 +230,6 @@ def test_wrong_shapes_are_named(shape):
 def test_unknown_readings_are_named():
     with pytest.raises(ValueError, match="'noise'.*eps, score"):
         SLANTED.diffused(PSM).jacobian(points(2), 0.5, "noise")
-    with pytest.raises(ValueError, match="'noise'.*eps, score"):
-        irreducible_loss(SLANTED, PSM, 0.5, "noise")
 
 
 def test_one_dimension():
@@ -456,76 +259,3 @@ def test_fokker_planck(p, u):
     right = -(2 * f - 0.5 * g2 * div) - (velocity * score).sum(1)
     close(rate, right, rtol=1e-6, atol=1e-6 * float(right.abs().max()))
     close(law.jacobian(x, t, "velocity")[1].diagonal(dim1=1, dim2=2).sum(1), 2 * f - 0.5 * g2 * div, 1e-9, 1e-8)
-
-
-@each
-def test_moments_of_the_diffused_law(p):
-    t = 0.3 * p.T
-    alpha, sigma = float(p.alpha(t)), float(p.sigma(t))
-    for j in range(2):
-        mean, stderr = component_average(SLANTED, lambda x, j=j: x[:, j], process=p, t=t)
-        assert abs(mean - alpha * float(SLANTED.mean[j])) < 5 * stderr + 1e-6
-        square, stderr = component_average(SLANTED, lambda x, j=j: x[:, j] ** 2, process=p, t=t)
-        want = alpha**2 * float(SLANTED.cov[j, j] + SLANTED.mean[j] ** 2) + sigma**2
-        assert abs(square - want) < 5 * stderr + 1e-6
-    # the score has mean zero, and E[x . s] = -d, for every density
-    law = SLANTED.diffused(p)
-    zero, stderr = component_average(SLANTED, lambda x: law.score(x, t)[:, 0], process=p, t=t, m=8)
-    assert abs(zero) < 5 * stderr + 1e-6
-    dim, stderr = component_average(SLANTED, lambda x: (x * law.score(x, t)).sum(1), process=p, t=t, m=8)
-    assert abs(dim + 2) < 5 * stderr + 1e-6
-
-
-FLOORS = [  # c, t0, TY, HG: recorded with 200k samples, standard error .002
-    (6, 0.01, 0.586, 1.049),
-    (5, 1e-4, 0.477, 0.954),
-    (5, 0.01, 0.573, 1.041),
-    (5, 1e-3, 0.485, 0.962),
-    (6, 0.005, 0.523, 1.001),
-]
-
-
-@pytest.mark.parametrize("c, t0, ty, hg", FLOORS)
-def test_recorded_floors(c, t0, ty, hg):
-    for toy, want, m in ((TY(), ty, 8), (HG(), hg, 10)):
-        floor, stderr = nll_floor(toy, VP(0.0, 2.0 * c), t0, m=m, repeats=2)
-        assert stderr < 0.003
-        assert abs(floor - want) < 0.006
-        assert floor > toy.entropy - 0.001  # Gibbs: no law codes the data better than their own
-
-
-def test_a_floor_is_a_plain_average():
-    toy, x = SLANTED, SLANTED.sample(20_000, torch.Generator().manual_seed(0))
-    values = -toy.diffused(PSM).log_prob(x, 0.05)
-    floor, stderr = nll_floor(toy, PSM, 0.05)
-    assert abs(floor - float(values.mean())) < 4 * float(values.std()) / len(x) ** 0.5 + 4 * stderr
-    again = nll_floor(toy, PSM, 0.05)
-    assert again == (floor, stderr)
-
-
-@pytest.mark.parametrize("kind", PREDICTIONS)
-@pytest.mark.parametrize("p", [PSM, OTFlow()], ids=["VP", "OTFlow"])
-def test_irreducible_loss_against_monte_carlo(p, kind):
-    t, n, g = 0.3, 20_000, torch.Generator().manual_seed(7)
-    x0, eps = SLANTED.sample(n, g), torch.randn(n, 2, generator=g, dtype=F64)
-    x = p.perturb(x0, t, eps)
-    target = {
-        "eps": eps,
-        "denoised": x0,
-        "score": -eps / p.sigma(t),
-        "velocity": p.alpha_rate(t) * x0 + p.sigma_rate(t) * eps,
-    }[kind]
-    error = (target - getattr(SLANTED.diffused(p), kind)(x, t)).square().mean(1)
-    loss, stderr = irreducible_loss(SLANTED, p, t, kind)
-    assert abs(float(error.mean()) - loss) < 4 * float(error.std()) / n**0.5 + 4 * stderr
-    assert loss > 10 * stderr
-
-
-def test_irreducible_loss_of_a_gaussian():
-    # eps given x has variance alpha^2 v / (alpha^2 v + sigma^2)
-    one, t = Mixture(gaussians=[(1, [0.4, 0.1], 0.3)]), 0.3
-    signal = float(PSM.alpha(t)) ** 2 * 0.3
-    loss, stderr = irreducible_loss(one, PSM, t)
-    assert loss == pytest.approx(signal / (signal + float(PSM.sigma(t)) ** 2), rel=1e-10) and stderr < 1e-12
-    v, _ = irreducible_loss(one, OTFlow(), 1.0, "velocity")
-    assert v == pytest.approx(0.3, rel=1e-10)  # at the end the velocity x - x0 hides all of x0

@@ -12,8 +12,8 @@ import pytest
 from psmlib import paths
 from psmlib.notebooks import metadata, toc_notebooks, toc_pages
 from psmlib.pages import PAPER_TITLES
+from psmlib.paper_values import paper_values
 from psmlib.parameters import declared
-from psmlib.report import paper_values
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 PAGES = sorted((paths.ROOT / "book").glob("*.md"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from psmlib import pages, paths
-from psmlib.report import paper_values
+from psmlib.paper_values import paper_values
 from psmlib.results import Results
 
 

@@ -1,12 +1,14 @@
 """The papers' printed numbers, held against a second transcription that was made without looking at the first."""
 
 import math
+import re
 import tomllib
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
+from psmlib.paper_values import paper_value, paper_values
 from psmlib.paths import PAPER_VALUES
 
 CELLS = tomllib.loads(PAPER_VALUES.read_text(encoding="utf-8"))["cell"]
@@ -136,3 +138,30 @@ def test_the_contradictions_are_the_ones_known():
     for (dataset, method), values in known.items():
         second = method + (" (sequential)" if "Ours" in method else "")
         assert (aligner("1", dataset, method)["value"], aligner("2", dataset, second)["value"]) == values
+
+
+def test_paper_value_finds_each_cell_and_the_frame_is_a_copy():
+    frame = paper_values()
+    for cell in frame.sample(25, random_state=0).itertuples():
+        assert paper_value(cell.paper, cell.table, cell.row, cell.column, cell.metric) == cell.value
+    frame["value"] = -1.0
+    assert paper_value("psm", "1", "HG", "TPSM-C", "NLL") == 1.03
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (("pms", "1", "TY", "SA-DPM", "NLL"), "toml has no paper 'pms': did you mean .*'psm'"),
+        (("psm", "12", "TY", "SA-DPM", "NLL"), "psm has no table '12': did you mean .*'1'"),
+        (("psm", 1, "TY", "SA-DPM", "NLL"), "psm has no table 1: did you mean '1'"),
+        (("psm", "1", "TYY", "SA-DPM", "NLL"), "psm 1 has no row 'TYY': did you mean 'TY'?"),
+        (("psm", "1", "TY", "TPSM-10", "NLL"), "psm 1 / TY has no column 'TPSM-10': did you mean 'TPSM-"),
+        (
+            ("psm", "1", "TY", "SA-DPM", "BPD"),
+            "psm 1 / TY / SA-DPM has no metric 'BPD': did you mean .*'NLL'",
+        ),
+    ],
+)
+def test_an_unknown_cell_is_refused_with_the_nearest_ones(key, said):
+    with pytest.raises(ValueError, match=re.escape(said).replace(r"\.\*", ".*")):
+        paper_value(*key)

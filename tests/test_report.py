@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from psmlib import paths, report
+from psmlib.paper_values import paper_values
 from psmlib.results import Results, load
 
 NLL = dict(paper="psm", table="1", metric="NLL", unit="nats")
@@ -54,100 +55,6 @@ def records(text: str) -> list[dict[str, str]]:
     return [dict(zip(head, row, strict=True)) for row in rows]
 
 
-# --- figures ---
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ((0.61234, 0.0041), "0.612 ± 0.004"),
-        ((0.61234, 0.00141), "0.6123 ± 0.0014"),
-        ((0.61234, 0.00199), "0.612 ± 0.002"),
-        ((0.6, 0.00097), "0.6000 ± 0.0010"),
-        ((-0.0001, 0.002), "0.000 ± 0.002"),
-        ((-1.25, 0.3), "−1.2 ± 0.3"),
-        ((51234.5, 320), "51,200 ± 300"),
-        ((51234.5, 1320), "51,200 ± 1,300"),
-        ((0.25, 0.0), "0.250 ± 0"),
-        ((3.0, 0.0), "3 ± 0"),
-        ((0.0, 1e-5), "(0.0 ± 1.0)e-05"),
-        ((-2e-5,), "−2e-05"),
-        ((2.5e-7, 3e-8), "(2.5 ± 0.3)e-07"),
-        ((0.5, 1e-9), "0.500000000 ± 1e-09"),
-        ((0.58,), "0.580"),
-        ((1.23456,), "1.235"),
-        ((1234.56,), "1,235"),
-        ((8000,), "8,000"),
-        ((-8000.0,), "−8,000"),
-        ((0.000123,), "0.000123"),
-        ((0,), "0"),
-        ((None,), "–"),
-        ((float("nan"), 0.1), "–"),
-        ((0.5, float("nan")), "0.500"),
-        ((float("-inf"),), "−∞"),
-        ((torch.tensor(0.5), torch.tensor(0.25)), "0.5 ± 0.2"),
-    ],
-)
-def test_fmt_shows_the_digits_that_the_error_supports(arguments, text):
-    assert report.fmt(*arguments) == text
-
-
-@settings(deadline=None)
-@given(value=st.floats(-1e6, 1e6), stderr=st.floats(1e-6, 1e4))
-def test_fmt_rounds_by_no_more_than_a_fraction_of_the_error(value, stderr):
-    assume(abs(value) > 1e-2)
-    shown, error = (float(t.replace(",", "").replace("−", "-")) for t in report.fmt(value, stderr).split(" ± "))
-    assert abs(shown - value) <= 0.27 * stderr
-    assert abs(error - stderr) <= 0.27 * stderr
-
-
-def test_budget_is_said_in_words_in_a_fixed_order():
-    budget = {
-        "width": 1500,
-        "nfe": 1,
-        "steps_per_block": 4,
-        "ema": False,
-        "batch_size": 512,
-        "blocks": 2,
-        "updates": 1,
-    }
-    words = "1 update, 2 blocks, batch size 512, 1 NFE, no ema, 4 steps per block, width 1,500"
-    assert report.budget_words(budget) == words
-    assert report.budget_words(dict(reversed(budget.items()))) == words
-    assert report.budget_words({}) == ""
-    assert report.budget_words({"solver": {"method": "rk4", "t0": 1e-4}}) == "solver (method rk4, t0 = 0.0001)"
-
-
-# --- the papers' numbers ---
-
-
-def test_paper_value_finds_each_cell_and_the_frame_is_a_copy():
-    frame = report.paper_values()
-    for cell in frame.sample(25, random_state=0).itertuples():
-        assert report.paper_value(cell.paper, cell.table, cell.row, cell.column, cell.metric) == cell.value
-    frame["value"] = -1.0
-    assert report.paper_value("psm", "1", "HG", "TPSM-C", "NLL") == 1.03
-
-
-@pytest.mark.parametrize(
-    ("key", "said"),
-    [
-        (("pms", "1", "TY", "SA-DPM", "NLL"), "toml has no paper 'pms': did you mean .*'psm'"),
-        (("psm", "12", "TY", "SA-DPM", "NLL"), "psm has no table '12': did you mean .*'1'"),
-        (("psm", 1, "TY", "SA-DPM", "NLL"), "psm has no table 1: did you mean '1'"),
-        (("psm", "1", "TYY", "SA-DPM", "NLL"), "psm 1 has no row 'TYY': did you mean 'TY'?"),
-        (("psm", "1", "TY", "TPSM-10", "NLL"), "psm 1 / TY has no column 'TPSM-10': did you mean 'TPSM-"),
-        (
-            ("psm", "1", "TY", "SA-DPM", "BPD"),
-            "psm 1 / TY / SA-DPM has no metric 'BPD': did you mean .*'NLL'",
-        ),
-    ],
-)
-def test_an_unknown_cell_is_refused_with_the_nearest_ones(key, said):
-    with pytest.raises(ValueError, match=re.escape(said).replace(r"\.\*", ".*")):
-        report.paper_value(*key)
-
-
 # --- tables ---
 
 
@@ -168,39 +75,6 @@ def test_a_table_is_numbered_named_and_readable_without_myst(capsys, generated):
     assert len(widths) == 1, "a plain reader sees straight columns"
     # The copy to include has no label: Sphinx refuses one that stands twice.
     assert (generated / "tab-x.md").read_text() == shown.replace(":name: tab-x\n", "")
-
-
-@pytest.mark.parametrize(
-    ("cells", "rule"),
-    [
-        ([0.5, None], "-"),
-        (["0.612 ± 0.004 (3)", "–"], "-"),
-        (["(2.5 ± 0.3)e-07"], "-"),
-        (["0.61 ± 0.01 (floor 0.48)", "not run"], "-"),
-        (["−8,000"], "-"),
-        (["8,000 updates, 4 blocks"], ":"),
-        (["3D", "1"], ":"),
-        (["words"], ":"),
-    ],
-)
-def test_numbers_go_right_and_words_left(cells, rule):
-    line = report.markdown_table(pd.DataFrame({"x": cells})).split("\n")[1]
-    assert line[1] == rule and line.endswith(":|" if rule == "-" else "-|")
-
-
-def test_alignment_can_be_asked_for_and_is_checked():
-    frame = pd.DataFrame({"a": [1], "b": [2], "c": [3]})
-    assert report.markdown_table(frame, "lcr").split("\n")[1] == "|:----|:---:|----:|"
-    with pytest.raises(ValueError, match="align is 'lx': give one of l, c, r for each of the 3 columns"):
-        report.markdown_table(frame, "lx")
-
-
-@settings(deadline=None)
-@given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=8), min_size=1))
-def test_no_text_breaks_out_of_its_cell(texts):
-    assume(not any("\\" in t or "`" in t for t in texts))
-    rows = parsed(report.markdown_table(pd.DataFrame({"x": texts, "y": "end"})))
-    assert rows[1:] == [[t or "–", "end"] for t in texts]
 
 
 @pytest.mark.parametrize("name", ["Table 1", "a--b", "tab_x", "1a", ""])
@@ -238,7 +112,7 @@ def test_compare_shows_every_cell_of_the_paper_and_then_ours(results, capsys, ge
     report.compare(results, "psm", "1", metric="NLL", name="t", caption="Toys.", headings=("data", "method"))
     shown = capsys.readouterr().out
     lines = records(shown.split("\n\n")[1])
-    table_1 = report.paper_values().query("paper == 'psm' and table == '1' and metric == 'NLL'")
+    table_1 = paper_values().query("paper == 'psm' and table == '1' and metric == 'NLL'")
     assert [(r["data"], r["method"]) for r in lines[:8]] == list(zip(table_1["row"], table_1["column"], strict=True))
     assert [float(r["paper"]) for r in lines[:8]] == list(table_1["value"])
     by = {(r["data"], r["method"]): r for r in lines}

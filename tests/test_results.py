@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from psmlib import paths
 from psmlib import results as module
-from psmlib.results import FIELDS, STATUSES, Results, git_state, load, source_hash, write_atomic
+from psmlib.results import FIELDS, STATUSES, Results, load
 
 CELL = dict(paper="psm", table="1", row="TY", column="TPSM-B", metric="NLL", unit="nats", status="scaled_down")
 
@@ -167,11 +166,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_scrap(folder, monkeypatch):
     assert path.read_bytes() == before and [f.name for f in path.parent.iterdir()] == ["nb.json"]
 
 
-def test_written_files_have_the_usual_permissions(tmp_path):
-    (tmp_path / "plain").write_text("")
-    assert write_atomic(tmp_path / "a" / "b.md", "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
 def test_provenance_tells_how_the_figures_came_to_be():
     results = make()
     data = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -208,66 +202,3 @@ def test_no_folder_of_this_machine_gets_into_the_file():
     assert results.provenance["parameters"] == {"weights": "data/w.st", "other": "x.st"}
     kept = load("smoke", "nb").frame().loc[0, "note"]
     assert kept == "read data/a.toml; 'b.bin' failed; a/b, 1 / 2, https://x.org/a/b stay"
-
-
-def test_the_source_hash_follows_the_cells_and_the_package_but_not_outputs(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
-    monkeypatch.setattr(paths, "PACKAGE", tmp_path / "pkg")
-    (tmp_path / "pkg").mkdir()
-    (tmp_path / "pkg" / "a.py").write_text("x = 1")
-
-    def hashed(source, outputs=()):
-        cell = dict(cell_type="code", source=[source], outputs=list(outputs), metadata={})
-        (tmp_path / "nb.ipynb").write_text(json.dumps({"cells": [cell]}))
-        return source_hash("nb")
-
-    first = hashed("1 + 1")
-    assert hashed("1 + 1", ["2"]) == first != hashed("1 + 2") and source_hash("none") != first
-    (tmp_path / "pkg" / "a.py").write_text("x = 2")
-    assert hashed("1 + 1") != first
-
-
-@pytest.fixture
-def repository(tmp_path, monkeypatch):
-    """A small git repository that stands for the book's."""
-    root = tmp_path / "repo"
-    (root / "data" / "results").mkdir(parents=True)
-    monkeypatch.setattr(paths, "ROOT", root)
-    for key, value in {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}.items():
-        monkeypatch.setenv(key, value)
-
-    def git(*arguments):
-        who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-        done = subprocess.run(["git", "-C", root, *who, *arguments], check=True, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    git("init", "-q")
-    (root / "a.py").write_text("1")
-    (root / "data" / "results" / "r.json").write_text("1")
-    git("add", ".")
-    git("commit", "-q", "-m", "one")
-    return root, git
-
-
-def test_commit_and_dirty_flag_are_git_s_own_and_results_do_not_count(repository):
-    root, git = repository
-    assert git_state() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
-    (root / "data" / "results" / "r.json").write_text("2")
-    assert git_state()["dirty"] is False
-    (root / "a.py").write_text("2")
-    assert git_state()["dirty"] is True
-
-
-def test_without_git_or_inside_another_repository_the_commit_is_unknown(repository, tmp_path, monkeypatch):
-    unknown = {"commit": "unknown", "dirty": None}
-    root, _ = repository
-    (root / "copy").mkdir()
-    monkeypatch.setattr(paths, "ROOT", root / "copy")
-    assert git_state() == unknown
-    (tmp_path / "alone").mkdir()
-    monkeypatch.setattr(paths, "ROOT", tmp_path / "alone")
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    assert git_state() == unknown
-    monkeypatch.setattr(paths, "ROOT", root)
-    monkeypatch.setenv("PATH", "")
-    assert git_state() == unknown

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from psmlib.process import Process
+from psmlib.gaussian_path import Process
 
 
 def _rotation(degrees: float) -> list[list[float]]:
@@ -139,7 +139,7 @@ class Mixture:
     @cached_property
     def entropy(self) -> float:
         """Differential entropy in nats, to about 1e-4, by quasi-Monte Carlo over each component."""
-        from psmlib.exact import component_average
+        from psmlib.floors import component_average
 
         return -component_average(self, lambda x: self.log_prob(x))[0]
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from psmlib import checkpoint
+from psmlib.gaussian_path import Process, as_time, expand
 from psmlib.kernels.bank_mlp import BankMLP, layers
 from psmlib.nets.mlp import ARCHITECTURES, Plain
 from psmlib.partition import Partition
-from psmlib.process import Process, as_time, expand
 from psmlib.score import Score
 
 _ROWS = 1024

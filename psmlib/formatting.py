@@ -1,0 +1,136 @@
+"""Figures, budgets and frames as a reader sees them: plain text and Markdown."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+NOTHING = "–"  # what an empty cell shows
+
+_FIGURE = re.compile(r"[−+(]*\d[\d,.]*(e[-+]?\d+)?( ± \d[\d,.e-]*\)?(e-?\d+)?)?( \([^)]*\))?")
+_FIRST = ("updates", "blocks", "parameters", "batch_size", "nfe", "steps", "samples")
+
+
+def fmt(value, stderr=None, digits: int = 3) -> str:
+    """A figure for the reader, to the digits that its standard error supports.
+
+    Args:
+        value: The figure; None and NaN give a dash.
+        stderr: Its standard error, shown to one digit, or to two if the first is a 1.
+        digits: Decimals of a figure below 10 that comes without an error; larger ones show fewer.
+
+    Example:
+        >>> fmt(0.61234, 0.0041), fmt(0.61234, 0.00141), fmt(51234.5, 320), fmt(0.58), fmt(8000)
+        ('0.612 ± 0.004', '0.6123 ± 0.0014', '51,200 ± 300', '0.580', '8,000')
+        >>> fmt(None), fmt(-2.5e-7, 3e-8), fmt(0.25, 0)
+        ('–', '(−2.5 ± 0.3)e-07', '0.250 ± 0')
+    """
+    if value is None or math.isnan(value):
+        return NOTHING
+    value = float(value)
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if stderr is None or not math.isfinite(stderr):
+        return _bare(value, digits)
+    stderr = float(stderr)
+    if stderr == 0:
+        return f"{_bare(value, digits)} ± 0"
+    exponent = math.floor(math.log10(stderr))
+    decimals = (1 if stderr / 10.0**exponent < 1.95 else 0) - exponent
+    shared = math.floor(math.log10(max(abs(value), stderr)))
+    if shared <= -4:
+        scale, decimals = 10.0**-shared, decimals + shared
+        return f"({_fixed(value * scale, decimals)} ± {_fixed(stderr * scale, decimals)})e{shared:03d}"
+    if decimals > 9:
+        return f"{_fixed(value, 9)} ± {stderr:.0e}"
+    return f"{_fixed(value, decimals)} ± {_fixed(stderr, decimals)}"
+
+
+def _bare(value: float, digits: int) -> str:
+    if value == round(value):
+        return _fixed(value, 0)
+    if abs(value) < 10.0**-digits:
+        return f"{value:.{digits}g}".replace("-", "−", 1) if value < 0 else f"{value:.{digits}g}"
+    return _fixed(value, max(0, digits - max(0, math.floor(math.log10(abs(value))))))
+
+
+def _fixed(value: float, decimals: int) -> str:
+    rounded = round(value, decimals) + 0.0  # no minus before a zero
+    return f"{rounded:,.{max(0, decimals)}f}".replace("-", "−", 1)
+
+
+def budget_words(budget: Mapping) -> str:
+    """A budget as a reader would say it.
+
+    Example:
+        >>> budget_words({"blocks": 1, "updates": 8000, "nfe": 400, "solver": "rk4", "t0": 0.001})
+        '8,000 updates, 1 block, 400 NFE, solver rk4, t0 = 0.001'
+    """
+    parts = []
+    for key in sorted(budget, key=lambda k: (_FIRST.index(k) if k in _FIRST else len(_FIRST), k)):
+        value, words = budget[key], "NFE" if key == "nfe" else key.replace("_", " ")
+        unit, _, rest = words.partition(" ")
+        if isinstance(value, bool) or value is None:
+            parts.append(words if value else f"no {words}")
+        elif isinstance(value, int | float) and (unit.endswith("s") or unit == "NFE"):
+            unit = unit[:-1] if value == 1 and unit.endswith("s") else unit
+            parts.append(f"{fmt(value)} {unit} {rest}".rstrip())
+        elif isinstance(value, float):
+            parts.append(f"{words} = {value:g}")
+        elif isinstance(value, Mapping):
+            parts.append(f"{words} ({budget_words(value)})")
+        else:
+            parts.append(f"{words} {f'{value:,}' if isinstance(value, int) else value}")
+    return ", ".join(parts)
+
+
+def markdown_table(frame: pd.DataFrame, align: str | None = None) -> str:
+    r"""A frame as a Markdown table: numbers to the right, words to the left, pipes escaped.
+
+    Args:
+        frame: The table; its index is not shown.
+        align: One of l, c, r for each column. If None, by what the column holds.
+
+    Example:
+        >>> print(markdown_table(pd.DataFrame({"method": ["a|b", "c"], "NLL": [0.5, None]})))
+        | method |   NLL |
+        |:-------|------:|
+        | a\|b   | 0.500 |
+        | c      |     – |
+    """
+    headings = [_escape(str(c)) for c in frame.columns]
+    columns = [[_cell(v) for v in frame.iloc[:, i]] for i in range(len(headings))]
+    if align is None:
+        align = "".join("r" if _numeric(cells) else "l" for cells in columns)
+    if len(align) != len(headings) or set(align) - set("lcr"):
+        raise ValueError(f"align is {align!r}: give one of l, c, r for each of the {len(headings)} columns")
+    lines = []
+    widths = [max(3, len(h), *map(len, c), 3) for h, c in zip(headings, columns, strict=True)]
+    for cells in [headings, None, *zip(*columns, strict=True)]:
+        if cells is None:
+            rules = {"l": ":{}-", "c": ":{}:", "r": "-{}:"}
+            lines.append("|".join(rules[a].format("-" * w) for a, w in zip(align, widths, strict=True)))
+            continue
+        padded = [c.rjust(w) if a == "r" else c.ljust(w) for c, w, a in zip(cells, widths, align, strict=True)]
+        lines.append("|".join(f" {c} " for c in padded))
+    return "\n".join(f"|{line}|" for line in lines)
+
+
+def _cell(value) -> str:
+    if isinstance(value, str):
+        return _escape(value) or NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return NOTHING if value is None or pd.isna(value) else fmt(value)
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
+
+
+def _numeric(cells: Sequence[str]) -> bool:
+    figures = [c for c in cells if c not in (NOTHING, "not run", "needs data")]
+    return all(_FIGURE.fullmatch(c) for c in figures)
