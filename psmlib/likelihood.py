@@ -124,8 +124,9 @@ def log_likelihood(
             if divergence == "hutchinson":
                 v, jv = piece.velocity_jvp(y, t, probe)
                 return v, (jv * probe).flatten(1).sum(1)
-            v, jac = piece.jacobian(y, t, "velocity")
-            return v, jac if divergence == "logdet" else jac.diagonal(dim1=-2, dim2=-1).sum(-1)
+            if divergence == "logdet":
+                return piece.jacobian(y, t, "velocity")
+            return piece.velocity_and_divergence(y, t)
 
         return field
 

@@ -127,7 +127,7 @@ def compare(
     frame = frame.drop(columns=empty)
     unit = printed["unit"].iloc[0]
     measured = f"{metric}{'' if unit == '1' else f' in {unit}'}, ± one standard error"
-    _table(frame.rename(columns=titles), name, f"{caption} {measured}{what_ran(results)}.")
+    _table(frame.rename(columns=titles), name, f"{caption} {measured}{what_ran(results)}.", css="psm-table psm-compare")
 
 
 def side_by_side(

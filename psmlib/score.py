@@ -90,6 +90,11 @@ class Score:
         """Trace of the Jacobian of the score. Shape: (n,)."""
         return self.jacobian(x, t)[1].diagonal(dim1=-2, dim2=-1).sum(-1)
 
+    def velocity_and_divergence(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        """The velocity, (n, d), and the trace of its Jacobian, (n,): what a likelihood integrates."""
+        value, jac = self.jacobian(x, t, "velocity")
+        return value, jac.diagonal(dim1=-2, dim2=-1).sum(-1)
+
     def velocity_jvp(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """The velocity and its derivative along ``u``, for Hutchinson's trace estimate."""
         value, tangent = self.predict_jvp(x, t, u)

@@ -73,6 +73,7 @@ class BankMLP:
         self._act = [like.new_empty(*self.shape[:-1], w) for w in self.widths[1:]]
         self._slope = [torch.empty_like(a) for a in self._act[:-1]]
         self._delta: list[Tensor] = []
+        self._spare: dict[str, Tensor] = {}
         self._views: dict[int, tuple[Tensor, list]] = {}
 
     def _layers(self, flat: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -146,3 +147,44 @@ class BankMLP:
                 value.clamp_(min=0).add_(e).sub_(1)
                 z[:, B:].unflatten(1, (m, B)).mul_(e[:, None])
         return z[:, :B], z[:, B:].unflatten(1, (m, B))
+
+    def trace(self, flat: Tensor, h: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Outputs, and the sum over j of the derivative of output j along direction j, the same at all points.
+
+        The chain of Jacobians is contracted from both ends: directions are pushed forward to the last but one
+        hidden layer, outputs are pulled back to it through the last. Directions and outputs go into the weights,
+        so that a product takes one row of slopes a point instead of m rows of tangents.
+
+        Args:
+            flat: Parameters. Shape: (K, P).
+            h: Inputs. Shape: (K, B, F).
+            tangents: Directions, m = out of them. Shape: (K, m, F).
+
+        Returns:
+            Outputs (K, B, out), a buffer, and traces (K, B).
+        """
+        value, weights = self.forward(flat, h), [weight for weight, _ in self._layers(flat)]
+        moved, m, last = (tangents @ weights[0])[:, None], tangents.shape[1], len(weights) - 2  # last hidden layer
+        for i in range(last - 1):  # moved: derivatives of the pre-activations of layer i, (K, B or 1, m, width)
+            if i == 0:  # diag(direction) W for each direction, side by side
+                wide = moved[:, 0].mT[..., None] * weights[1][:, :, None]
+                moved = self._wide("moved", self._slope[0], wide.flatten(2)).unflatten(2, (m, -1))
+            else:
+                moved = (moved * self._slope[i][:, :, None]).flatten(1, 2)
+                moved = torch.bmm(moved, weights[i + 1]).unflatten(1, (-1, m))
+        if last < 1:  # a single hidden layer, or none, has nothing to pull back through
+            pairs = (moved * weights[-1].mT[:, None]).sum(2) if last == 0 else moved.diagonal(dim1=2, dim2=3)
+            return value, (pairs * self._slope[0] if last == 0 else pairs).sum(-1).expand(value.shape[:2])
+        pulled = weights[-1][..., None] * weights[last].mT[:, :, None]
+        back = self._wide("back", self._slope[last], pulled.flatten(2)).unflatten(2, (m, -1)).mul_(moved)
+        total = back[:, :, 0]
+        for j in range(1, m):
+            total.add_(back[:, :, j])
+        return value, total.mul_(self._slope[last - 1]).sum(-1)
+
+    def _wide(self, name: str, rows: Tensor, matrix: Tensor) -> Tensor:
+        """A product into a buffer kept under ``name``: fresh memory would cost as much as the product."""
+        shape = (*rows.shape[:2], matrix.shape[2])
+        if name not in self._spare or self._spare[name].shape != shape:
+            self._spare[name] = rows.new_empty(shape)
+        return torch.bmm(rows, matrix, out=self._spare[name])

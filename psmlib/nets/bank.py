@@ -183,12 +183,7 @@ class BankScore(Score):
         x32 = x.to(self.bank.params.dtype)
         us = [u.to(x32.dtype) for u in directions]
         h = arch.features(x32, s, process)[None]
-        key = (1 + len(us), h.shape[1])
-        if key not in self._work:
-            if len(self._work) > 4:
-                self._work.clear()
-            self._work[key] = BankMLP(arch.widths, h.new_empty(1, key[0] * key[1], h.shape[2]))
-        work, flat = self._work[key], self.bank.params[k : k + 1]
+        work, flat = self._buffers(h, 1 + len(us)), self.bank.params[k : k + 1]
         if us:
             tangents = torch.stack([arch.tangent(x32, s, process, u) for u in us])[None]
             value, slopes = work.jacobian(flat, h, tangents)
@@ -200,6 +195,36 @@ class BankScore(Score):
             return tuple(o.to(x.dtype, copy=True) for o in outs)
         skip = expand(skip, x)
         return tuple(o.to(x.dtype) + skip * y for o, y in zip(outs, [x, *directions], strict=True))
+
+    def _buffers(self, h: Tensor, rows: int) -> BankMLP:
+        """Work space for ``rows`` rows a point, kept from call to call."""
+        key = (rows, h.shape[1])
+        if key not in self._work:
+            if len(self._work) > 4:
+                self._work.clear()
+            self._work[key] = BankMLP(self.bank.arch.widths, h.new_empty(1, rows * h.shape[1], h.shape[2]))
+        return self._work[key]
+
+    def _trace(self, k: int, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Network k: value (n, d) and trace of its Jacobian (n,)."""
+        arch, s, x32 = self.bank.arch, self._time(t, k), x.to(self.bank.params.dtype)
+        h = arch.features(x32, s, self.process)[None]
+        basis = torch.eye(x.shape[1], dtype=x32.dtype, device=x.device)
+        tangents = arch.tangent(basis, s.flatten()[:1], self.process, basis)[None]  # the same wherever they are taken
+        value, trace = (o[0].to(x.dtype) for o in self._buffers(h, 1).trace(self.bank.params[k : k + 1], h, tangents))
+        skip = arch.skip(s, self.process, self.native)
+        if skip is None:
+            return value.clone(), trace
+        return value + expand(skip, x) * x, trace + x.shape[1] * expand(skip, trace)
+
+    def velocity_and_divergence(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        if not self.bank.arch.shared_tangents:
+            return super().velocity_and_divergence(x, t)
+        value, trace = self._each_block(self._trace, x, t)
+        if self.native == "velocity":
+            return value, trace
+        a, b = self.process.conversion(as_time(self.clock(t), x), self.native, "velocity")
+        return expand(a, x) * x + expand(b, x) * value, x.shape[1] * expand(a, trace) + expand(b, trace) * trace
 
     def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
         return self._each_block(lambda k, y, s: self._run(k, y, s, []), x, t)[0]

@@ -9,6 +9,7 @@ the answer for Gaussian data as a skip.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,9 @@ class Plain:
     dim: int = 2
     hidden: tuple[int, ...] = (100, 150, 100)
     times: int = 2
+
+    shared_tangents: ClassVar[bool] = True
+    """Whether the features' derivatives are the same at every point."""
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -92,6 +96,8 @@ class Conditioned(Plain):
     damped: bool = True
     log_time: bool = True
     use_skip: bool = True
+
+    shared_tangents: ClassVar[bool] = False
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -194,3 +194,18 @@ def test_a_wrong_input_shape_is_named():
 
 def test_parameter_count_of_the_papers_network():
     assert parameter_count([4, 100, 150, 100, 2]) == 4 * 100 + 100 + 100 * 150 + 150 + 150 * 100 + 100 + 200 + 2
+
+
+@pytest.mark.parametrize("hidden", [(), (7,), (7, 5), (7, 5, 6), (7, 5, 6, 4)])
+def test_trace_is_that_of_the_jacobian(hidden):
+    g = torch.Generator().manual_seed(0)
+    K, B, m, width = 3, 17, 2, 9
+    widths = [width, *hidden, m]
+    h = torch.randn(K, B, width, generator=g, dtype=torch.float64)
+    flat = torch.randn(K, parameter_count(widths), generator=g, dtype=torch.float64)
+    tangents = torch.randn(K, m, width, generator=g, dtype=torch.float64)
+    value, trace = BankMLP(widths, h).trace(flat, h, tangents)
+    wide = BankMLP(widths, h.new_empty(K, (1 + m) * B, width))
+    expected, slopes = wide.jacobian(flat, h, tangents[:, :, None].expand(K, m, B, width))
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(trace, slopes.diagonal(dim1=1, dim2=3).sum(-1), rtol=1e-11, atol=1e-11)

@@ -299,3 +299,17 @@ def test_arguments_that_do_not_fit_are_named_in_one_sentence():
     with pytest.raises(ValueError, match="time -0.5 lies outside") as error:
         score.predict(points(2), torch.tensor([0.5, -0.5]))
     assert one_sentence(error)
+
+
+@pytest.mark.parametrize("arch", [Plain(hidden=(9, 8, 7)), Conditioned(hidden=(9, 8, 7), octaves=3), Plain(times=0)])
+@pytest.mark.parametrize("native", ["eps", "velocity"])
+@pytest.mark.parametrize("t", [0.05, torch.linspace(0.01, 0.99, 13, dtype=torch.float64)])
+def test_the_divergence_is_the_trace_of_the_velocitys_jacobian(arch, native, t):
+    for partition in (Partition([0, 0.1, 1]), Partition.points([0.1, 1.0])):
+        bank = Bank(arch, 2, native=native, seed=3, dtype=torch.float64)
+        score = bank.score(partition, VP(0.0, 10.0))
+        x = torch.randn(13, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        value, trace = score.velocity_and_divergence(x, t)
+        expected, jac = score.jacobian(x, t, "velocity")
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(trace, jac.diagonal(dim1=-2, dim2=-1).sum(-1), rtol=1e-10, atol=1e-10)
