@@ -23,7 +23,7 @@ def component_average(
         f: Maps points (n, d) to values (n,).
         process: How x_0 is diffused; needed for t > 0.
         t: The time.
-        m: 2^m points a component and repeat; by default about 2^14 points a repeat in all.
+        m: 2^m points a component and repeat; by default about 2^13 points a repeat in all.
         repeats: Independent scramblings, which give the standard error.
 
     Returns:
@@ -36,7 +36,7 @@ def component_average(
         True
     """
     d, k = mixture.dim, len(mixture.weights)
-    m = max(8, 14 - int(math.log2(k))) if m is None else m
+    m = max(6, 13 - int(math.log2(k))) if m is None else m
     alpha, sigma = (1.0, 0.0) if process is None else (float(process.alpha(t)), float(process.sigma(t)))
     gaussian = (torch.arange(k) < len(mixture.gauss_weight))[:, None, None]
     totals = []
