@@ -66,11 +66,8 @@ def log_ratio(score: Score, toy: Mixture, process: Process, protocol: Protocol) 
         True
     """
     x = toy.sample(protocol.points, torch.Generator().manual_seed(protocol.seed))
-    device = getattr(getattr(score, "bank", None), "device", torch.device("cpu"))
-    single = x.float().to(device) if device.type != "cpu" or hasattr(score, "bank") else x
-    found = log_likelihood(
-        score, process, single, t0=protocol.t0, steps=protocol.steps, method=protocol.method, grid=protocol.grid
-    )
+    solver = dict(t0=protocol.t0, steps=protocol.steps, method=protocol.method, grid=protocol.grid)
+    found = log_likelihood(score, process, x.to(**score.home), **solver)
     return toy.diffused(process).log_prob(x, protocol.t0) - found.log_prob.cpu().double()
 
 
@@ -152,6 +149,5 @@ def excess_loss(score: Score, toy: Mixture, process: Process, times: Tensor, n: 
         x0 = toy.sample(n, generator)
         x = process.perturb(x0, t, torch.randn(x0.shape, generator=generator, dtype=x0.dtype))
         truth = exact.velocity(x, t) if score.native == "velocity" else exact.eps(x, t)
-        device = getattr(getattr(score, "bank", None), "device", x.device)
-        out.append((score.predict(x.float().to(device), t).cpu() - truth).square().mean())
+        out.append((score.predict(x.to(**score.home), t).cpu() - truth).square().mean())
     return torch.stack(out)

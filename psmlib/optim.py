@@ -64,6 +64,8 @@ class Soap(Adam):
 
     def __init__(self, params: Tensor, widths: Sequence[int] = ()):
         super().__init__(params, widths)
+        if len(self.widths) < 2:
+            raise ValueError("SOAP works on layers: give it the widths of the network, as in Soap(params, [4, 8, 2])")
         for i, (a, b) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
             for name, size in ((f"left{i}", a + 1), (f"right{i}", b)):
                 self.state[name] = params.new_zeros(len(params), size, size)

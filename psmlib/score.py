@@ -23,6 +23,11 @@ class Score:
     process: Process
     native: str = "eps"
 
+    @property
+    def home(self) -> dict:
+        """The dtype and device that points should have: float64 on the CPU, or a bank's own."""
+        return {"dtype": torch.float64, "device": torch.device("cpu")}
+
     def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
         """The native prediction. Shape: (n, *shape)."""
         raise TypeError(f"{type(self).__name__} does not define predict(x, t)")

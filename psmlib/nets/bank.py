@@ -148,6 +148,10 @@ class BankScore(Score):
         self.native = bank.native
         self._work: dict[tuple, BankMLP] = {}
 
+    @property
+    def home(self) -> dict:
+        return {"dtype": self.bank.params.dtype, "device": self.bank.device}
+
     def on_block(self, t: float) -> BankScore:
         if self.block is None and not hasattr(self, "_pinned"):
             self._pinned = [BankScore(self.bank, self.partition, self.process, k) for k in range(len(self.bank))]
