@@ -5,6 +5,9 @@ An axis law is Gaussian or uniform. For a uniform axis, :math:`\alpha U(-h, h) +
 Far from a box the difference of two :math:`\Phi` underflows, and for small :math:`\delta` it cancels; both are
 met here, so density and score are good to about ten digits from t = 0 to the end of any process. (The posterior
 variance in a box that lies hundreds of noise levels away is good to four.)
+
+The third moment costs more than all the others together and few ask for it, so it has functions of its own. It is
+good to :math:`10^{-14}h^3`, and where it is not small by symmetry to twelve digits, at any distance.
 """
 
 from __future__ import annotations
@@ -12,10 +15,15 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+_DROP = 44.0  # exp(-44) of the peak is left out of a quadrature
+_NODES, _WEIGHTS = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(24))
+_NODES = (_NODES + 1) / 2
+_POWERS = _WEIGHTS[:, None] * _NODES[:, None] ** torch.arange(4)  # (24, 4): mass and three raw moments on [0, 1]
 
 
 class Axis(NamedTuple):
@@ -83,3 +91,47 @@ def uniform_axis(u: Tensor, half: Tensor, alpha: Tensor, sigma: Tensor) -> Axis:
     variance = half**2 * torch.where(delta > 0, rise / safe**2, torch.full_like(rise, 1 / 3))
     score = torch.where(small, p1 - z, slope) / sigma
     return Axis(log_density, score, (rise - 1) / sigma**2, mean, variance)
+
+
+def gaussian_third(u: Tensor, variance: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Third central moment of y given u for y ~ N(0, variance): none. Shape of u."""
+    return torch.zeros_like(u)
+
+
+def uniform_third(u: Tensor, half: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    r"""Third central moment K of y given u for y ~ U(-half, half).
+
+    .. math:: d\,\mathrm{Var}[y|u]/du = \alpha K/\sigma^2, \qquad d^3\log q/du^3 = \alpha^3 K/\sigma^6
+
+    since :math:`\alpha u/\sigma^2` is the natural parameter of y given u (Efron, 2011, Section 2).
+
+    Args:
+        u: Coordinate along the axis. Shape: (n, k, d).
+        half: Half widths. Shape: broadcasts with u.
+        alpha: Signal coefficient; 0 is allowed. Shape: broadcasts with u.
+        sigma: Noise level, positive. Shape: broadcasts with u.
+
+    Example:
+        >>> one = torch.ones((), dtype=torch.float64)
+        >>> round(float(uniform_third(100 * one, one, one, one)) * 99**3, 2)    # an exponential tail, -2 / distance^3
+        -2.0
+    """
+    z, delta = u / sigma, alpha * half / sigma
+    near, far = z.abs() - delta, z.abs() + delta
+    scale = sigma / alpha  # infinite at alpha = 0, where the box is narrower than any reach
+    # Well inside, by derivatives of Z = Phi(z + delta) - Phi(z - delta) at -|z|, which fall to zero without noise
+    inner, falloff = near.clamp_max(-0.5), torch.exp(-2 * delta * z.abs())
+    ratio = torch.exp(-0.5 * inner**2 - _LOG_SQRT_2PI) / (torch.special.ndtr(-inner) - torch.special.ndtr(-far))
+    a = -ratio * torch.expm1(-2 * delta * z.abs())
+    b, c = ratio * (inner - far * falloff), ratio * (inner**2 - 1 - (far**2 - 1) * falloff)
+    inside = scale**3 * (c - 3 * a * b + 2 * a**3)
+    # Elsewhere that cancels like near^6, and like 1 / delta^3. But there the distance s of alpha y / sigma from the
+    # near end has the law exp(-near s - s^2/2), so smooth and so fast to fall that few nodes hold all its moments
+    outer = near.clamp_min(-0.5)
+    away = outer.clamp_min(0)
+    reach = 2 * _DROP / (away + torch.sqrt(away**2 + 2 * _DROP))  # reach (away + reach / 2) = _DROP
+    s = torch.minimum(2 * delta, reach)[..., None] * _NODES.to(u.device)
+    moments = torch.exp(-s * (outer[..., None] + s / 2)) @ _POWERS.to(u.device)
+    m1, m2, m3 = (moments[..., j] / moments[..., 0] for j in (1, 2, 3))
+    outside = torch.minimum(2 * half, reach * scale) ** 3 * (m3 - 3 * m1 * m2 + 2 * m1**3)
+    return -torch.sign(z) * torch.where(near < -0.5, inside, outside)

@@ -2,12 +2,13 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
 
-from psmlib.axis_laws import gaussian_axis, uniform_axis
+from psmlib.axis_laws import gaussian_axis, gaussian_third, uniform_axis, uniform_third
 
 F64 = torch.float64
 
@@ -116,3 +117,63 @@ def test_far_variance():
         assert float(axis_at(z, 1.0, delta, 1.0).variance) == pytest.approx(want, rel=2e-3 + 2 * delta / z)
     near, delta = 1000.0, 2.0  # one end only: 1 / near^2
     assert float(axis_at(near + delta, 1.0, delta, 1.0).variance) * delta**2 * near**2 == pytest.approx(1, rel=1e-4)
+
+
+# the third moment
+
+
+def third_at(z, delta):
+    """K / h^3 for a box of half width one in units of its own."""
+    one = torch.ones((), dtype=F64)
+    return float(uniform_third(torch.tensor(z, dtype=F64), one, torch.tensor(delta, dtype=F64), one))
+
+
+def third_by_recursion(z, delta):
+    """The same from raw moments of exp(-n s - s^2/2) on [0, 2 delta] in 120 digits; s from the near end."""
+    with mpmath.workdps(120):
+        n, width = abs(mpmath.mpf(z)) - mpmath.mpf(delta), 2 * mpmath.mpf(delta)
+        end, root = mpmath.exp(-n * width - width**2 / 2), mpmath.sqrt(2)
+        m0 = mpmath.sqrt(mpmath.pi / 2) * mpmath.exp(n**2 / 2)
+        m0 *= mpmath.erfc(n / root) - mpmath.erfc((n + width) / root)
+        m1 = 1 - end - n * m0  # by parts: M_j+1 = j M_j-1 - n M_j - width^j end
+        m2 = m0 - n * m1 - width * end
+        m3 = 2 * m1 - n * m2 - width**2 * end
+        a, b, c = m1 / m0, m2 / m0, m3 / m0
+        return float(-mpmath.sign(z) * (c - 3 * a * b + 2 * a**3) / mpmath.mpf(delta) ** 3)
+
+
+@pytest.mark.parametrize("delta", [1e-6, 1e-4, 0.003, 0.03, 0.3, 0.499, 0.501, 1.0, 2.5, 8.0, 40.0, 1e3])
+def test_third_moment_to_twelve_digits(delta):
+    around = [0.001, 0.2, 0.499, 0.501, 1.0, 3.0, 9.0, 15.0]
+    for z in [*around, *(delta + v for v in around), *(delta - v for v in around), 30.0, 100.0, 199.0, -7.0]:
+        want, near = third_by_recursion(z, delta), min(0.0, abs(z) - delta)
+        noise = 3e-15 * math.exp(-0.5 * near**2)  # falls inside, with the moment
+        assert third_at(z, delta) == pytest.approx(want, rel=2e-13, abs=noise + 1e-100)
+        assert third_at(-z, delta) == -third_at(z, delta)
+
+
+@pytest.mark.parametrize(
+    "half, alpha, sigma", [(0.05, 0.7, 0.02), (1.25, 0.4, 0.1), (0.4, 0.01, 0.9), (1.25, 1.0, 0.5)]
+)
+def test_third_moment_is_the_slope_of_the_variance(half, alpha, sigma):
+    u = torch.linspace(-2, 2, 41, dtype=F64) * (alpha * half + 2 * sigma) + 1e-3
+    size = [torch.tensor(v, dtype=F64) for v in (half, alpha, sigma)]
+    third = uniform_third(u, *size)
+
+    def slope(field):
+        return torch.func.jvp(lambda v: getattr(uniform_axis(v, *size), field), (u,), (torch.ones_like(u),))[1]
+
+    close(third, slope("variance") * sigma**2 / alpha, rtol=1e-9, atol=1e-8 * half**3)
+    close(third * alpha**3 / sigma**6, slope("curvature"), rtol=1e-8, atol=1e-8 / sigma**3)
+    assert float(third.abs().max()) > 5e-4 * half**3  # not by being small
+    close(gaussian_third(u, *size), torch.zeros_like(u), rtol=0, atol=0)
+
+
+def test_third_moment_without_signal_and_without_noise():
+    u, half = torch.tensor([-3.0, 0.0, 0.4], dtype=F64), torch.tensor(0.7, dtype=F64)
+    one, nothing, faint = (torch.tensor(v, dtype=F64) for v in (1.0, 0.0, 1e-5))
+    assert (uniform_third(u, half, nothing, one).abs() < 1e-15).all()
+    want = -2 / 15 * faint * half**4 * u  # the box's fourth cumulant, -2/15 h^4, times the tilt alpha u / sigma^2
+    close(uniform_third(u, half, faint, one), want, rtol=1e-8, atol=1e-15)
+    inside = torch.tensor([0.0, 0.5, 0.699], dtype=F64)
+    assert (uniform_third(inside, half, one, torch.tensor(1e-9, dtype=F64)) == 0).all()

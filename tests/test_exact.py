@@ -227,6 +227,15 @@ def test_wrong_shapes_are_named(shape):
     assert "\n" not in str(caught.value)
 
 
+def test_a_component_in_two_halves_is_the_same_law():
+    # far out, where the log density is -1e7: weights that add up to 1 + 1e-9 would show
+    part = ([0.1, 0.2], [0.5, 0.3], 20.0)
+    one, two = (Mixture(boxes=n * [(1, *part)]).diffused(PSM) for n in (1, 2))
+    x = points(20, 10.0)
+    for f in ("score", "velocity", "denoised", "divergence"):
+        close(getattr(two, f)(x, 1e-3), getattr(one, f)(x, 1e-3), rtol=1e-13, atol=1e-9 if f == "divergence" else 0)
+
+
 def test_unknown_readings_are_named():
     with pytest.raises(ValueError, match="'noise'.*eps, score"):
         SLANTED.diffused(PSM).jacobian(points(2), 0.5, "noise")

@@ -1,4 +1,4 @@
-"""Euler-Maruyama: its steps one by one, its weak order without Monte Carlo noise, and its samples."""
+"""Euler-Maruyama: its steps one by one, its weak order without Monte Carlo noise, its strong order, its samples."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from psmlib.data.toys import Mixture
+from psmlib.data.toys import HG, Mixture
 from psmlib.process import EDM, VE, VP, OTFlow
 from psmlib.sampling import last, ode, sde
 from psmlib.sampling.grids import quadratic, uniform
@@ -70,6 +70,37 @@ def test_weak_order_is_one(p, noise, t1):
         errors.append(abs(second_moment(p, times, noise) - truth(p, 0.3 * t1)))
     assert abs(np.polyfit(np.log(counts), np.log(errors), 1)[0] + 1) < 0.25
     assert errors[-1] < 0.03 * truth(p, 0.3 * t1)
+
+
+def path_by_hand(law, p, x, times, xi, noise):
+    """The equation dx = [f x - (g^2 + gamma) s / 2] dt + sqrt(gamma) dw in small steps, from its definition."""
+    for t, s, z in zip(times.tolist(), times[1:].tolist(), xi, strict=False):
+        gamma = float(p.diffusion2(t) if noise is None else noise(t))
+        slope = float(p.drift(t)) * x - 0.5 * (float(p.diffusion2(t)) + gamma) * law.score(x, t)
+        x = x - (t - s) * slope + math.sqrt(gamma * (t - s)) * z
+    return x
+
+
+@pytest.mark.parametrize(
+    "p, noise, t1",
+    [(PSM, None, 1.0), (PSM, lambda t: 3.0, 1.0), (VE(0.5, 4.0), None, 1.0), (OTFlow(), lambda t: t, 0.9)],
+    ids=["VP", "VP-constant", "VE", "OTFlow-t"],
+)
+def test_strong_order_is_one(p, noise, t1, monkeypatch):
+    # the noise does not depend on x, so paths converge as fast as means do (Kloeden and Platen, 1992, Section 10.3)
+    law, g, t0, finest, counts = HG().diffused(p), gen(4), 0.2 * t1, 1280, [20, 40, 80]
+    x = p.perturb(HG().sample(60, g), t1, torch.randn(60, 2, generator=g, dtype=F64))
+    xi = torch.randn(finest, 60, 2, generator=g, dtype=F64)
+    wanted, errors = path_by_hand(law, p, x, uniform(t0, t1, finest).flip(0), xi, noise), []
+    for n in counts:
+        together = finest // n
+        coarse = iter(xi.reshape(n, together, 60, 2).sum(1) / math.sqrt(together))  # one Brownian path for all
+        monkeypatch.setattr(torch, "randn", lambda *_, increments=coarse, **__: next(increments))
+        got = last(sde(law, p, x, uniform(t0, t1, n).flip(0), noise=noise)).x
+        errors.append(float((got - wanted).norm(dim=1).mean()))
+        assert next(coarse, None) is None  # the sampler took one increment a step
+    assert abs(np.polyfit(np.log(counts), np.log(errors), 1)[0] + 1) < 0.25
+    assert errors[-1] < 0.05 * t1 * p.prior_std
 
 
 def test_one_step_by_hand():

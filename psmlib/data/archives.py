@@ -1,0 +1,150 @@
+"""Files that cannot be shipped: where they belong, whether they are whole, how to get them.
+
+The reader puts them under data/raw, or torchvision downloads them there. A file with a known checksum is refused
+when it differs, before anything in it is looked at. Nothing is unpacked under data/raw: it may be read-only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from psmlib import paths
+
+
+@lru_cache(maxsize=1)
+def registry() -> dict[str, dict]:
+    """The entries of registry.toml by name.
+
+    Example:
+        >>> registry()["digits"]["levels"]
+        17
+    """
+    return tomllib.loads((Path(__file__).parent / "registry.toml").read_text(encoding="utf-8"))
+
+
+def in_words(size: int) -> str:
+    """A number of bytes for a reader.
+
+    Example:
+        >>> in_words(6783426789), in_words(170498071), in_words(28881)
+        ('6.8 GB', '170 MB', '29 kB')
+    """
+    for unit, one in (("GB", 1e9), ("MB", 1e6)):
+        if size >= one:
+            return f"{size / one:.{int(size < 10 * one)}f} {unit}"
+    return f"{size / 1e3:.0f} kB"
+
+
+def raw() -> Path:
+    """The folder of the reader's files."""
+    return paths.DATA / "raw"
+
+
+def shown(path: Path) -> str:
+    """A file under data/raw as messages name it."""
+    return f"data/raw/{path.relative_to(raw()).as_posix()}"
+
+
+def find(name: str, file: str) -> Path | None:
+    """Where a file of a data set lies: in its own folder or flat in data/raw; None if it does not."""
+    places = (raw() / registry()[name]["home"] / file, raw() / file)
+    return next((path for path in places if path.is_file()), None)
+
+
+def missing(name: str, files: list[dict]) -> FileNotFoundError:
+    """What to get, where to put it and how big it is, in one sentence."""
+    entry = registry()[name]
+    listed = ", ".join(f"{file['name']} ({in_words(file['bytes'])})" for file in files)
+    where = (Path("data/raw") / entry["home"]).as_posix()
+    ask = f', or call load("{name}", download=True)' if _downloadable(name, files[0]) else ""
+    return FileNotFoundError(f"{name} needs {listed}: get from {entry['page']} and put in {where}{ask}")
+
+
+def collect(name: str, download: bool = False) -> dict[str, Path]:
+    """Finds and checks all files of a data set.
+
+    Args:
+        name: As in the registry.
+        download: Let torchvision get what is absent or damaged.
+
+    Returns:
+        Path of each file by its name.
+
+    Raises:
+        FileNotFoundError: when a file is absent, or cannot be downloaded.
+        ValueError: when a file is truncated or altered.
+    """
+    files = registry()[name]["files"]
+    if download:
+        for file in files:
+            path = find(name, file["name"])
+            if path is None or not _whole(path, file):
+                _download(name, file)
+    found = {file["name"]: find(name, file["name"]) for file in files}
+    absent = [file for file in files if found[file["name"]] is None]
+    if absent:
+        raise missing(name, absent)
+    for file in files:
+        _check(name, found[file["name"]], file)
+    return found
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as stream:
+        # told apart from cryptography, as some systems forbid md5 there
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _whole(path: Path, file: dict) -> bool:
+    return not file["md5"] or _md5(path) == file["md5"]
+
+
+def _check(name: str, path: Path, file: dict) -> None:
+    if not _whole(path, file):
+        size = path.stat().st_size
+        fault = f"truncated ({size} of {file['bytes']} bytes)" if size < file["bytes"] else "altered (wrong checksum)"
+        raise ValueError(f"{shown(path)} is {fault}: delete it and get it again from {registry()[name]['page']}")
+
+
+def _downloadable(name: str, file: dict) -> bool:
+    return "url" in registry()[name] or "drive" in file
+
+
+def _download(name: str, file: dict) -> None:
+    """Has torchvision fetch one file and check it."""
+    if not _downloadable(name, file):
+        raise missing(name, [file])
+    from torchvision.datasets import utils
+
+    entry, folder = registry()[name], raw() / registry()[name]["home"]
+    try:
+        if "drive" in file:
+            utils.download_file_from_google_drive(file["drive"], folder, file["name"], file["md5"])
+        else:
+            utils.download_url(entry["url"] + file["name"], folder, file["name"], file["md5"])
+    except Exception as error:  # a network has many ways to fail
+        reason = " ".join(str(error).split()).rstrip(".")
+        where = (Path("data/raw") / entry["home"]).as_posix()
+        raise FileNotFoundError(
+            f"{file['name']} ({in_words(file['bytes'])}) could not be downloaded ({reason}): "
+            f"get it from {entry['page']} and put it in {where}"
+        ) from error
+
+
+@contextmanager
+def reading(name: str, path: Path) -> Iterator[None]:
+    """Turns whatever goes wrong inside a file into one sentence about that file."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # so has a damaged file
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ValueError(
+            f"{shown(path)} cannot be read as a file of {name} ({reason}): get it again from {registry()[name]['page']}"
+        ) from error

@@ -1,0 +1,90 @@
+"""Arrays too large for memory, or slow to make, kept as memory-mapped files in data/cache."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from psmlib import paths
+from psmlib.memory import check_memory
+
+
+def folder() -> Path:
+    """Where the files are kept; below PSMLIB_OUTPUT like all that is written, and safe to delete."""
+    return paths.OUTPUT / "data" / "cache"
+
+
+def mapped(stem: str, shape: tuple[int, ...], pieces: Callable[[], Iterable[np.ndarray]]) -> np.ndarray:
+    """A uint8 array read from data/cache, made first if it is not there yet.
+
+    The file is written piece by piece and renamed when it is complete. Where nothing can be written, the array is
+    made in memory instead.
+
+    Args:
+        stem: Name of the file; it must change with the content.
+        shape: Of the whole array.
+        pieces: Yields its rows in order, m at a time. Shapes: (m, ...).
+
+    Returns:
+        The array; changes to it stay in this process.
+
+    Raises:
+        ValueError: when the pieces do not add up to the shape.
+        MemoryError: when it can neither be written nor held.
+    """
+    path = folder() / f"{stem}.npy"
+    kept = _open(path, shape)
+    if kept is not None:
+        return kept
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # plain writes, as a full disk would end the process at a write through a memory map
+        with open(temporary, "wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for piece in _counted(pieces(), shape, stem):
+                file.write(np.ascontiguousarray(piece))
+        os.replace(temporary, path)
+        return np.load(path, mmap_mode="c")
+    except OSError:
+        return _in_memory(stem, shape, pieces)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The kept array, if it is whole."""
+    try:
+        array = np.load(path, mmap_mode="c")
+    except (OSError, ValueError, EOFError):
+        return None
+    return array if array.shape == shape and array.dtype == np.uint8 else None
+
+
+def _counted(pieces: Iterable[np.ndarray], shape: tuple[int, ...], stem: str) -> Iterable[np.ndarray]:
+    done = 0
+    for piece in pieces:
+        done += len(piece)
+        if piece.shape[1:] != shape[1:] or piece.dtype != np.uint8 or done > shape[0]:
+            break
+        yield piece
+    else:
+        if done == shape[0]:
+            return
+    raise ValueError(f"{stem} has {done} or more images where {shape[0]} of shape {shape[1:]} were expected")
+
+
+def _in_memory(stem: str, shape: tuple[int, ...], pieces: Callable[[], Iterable[np.ndarray]]) -> np.ndarray:
+    check_memory(math.prod(shape), "cpu", f"{stem} without a writable data/cache")
+    array, done = np.empty(shape, np.uint8), 0
+    for piece in _counted(pieces(), shape, stem):
+        array[done : done + len(piece)] = piece
+        done += len(piece)
+    return array

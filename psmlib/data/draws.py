@@ -1,0 +1,47 @@
+"""Images as a density to draw training batches from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from psmlib.data.dequantisation import add_noise
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Random images with fresh dequantisation noise, and a fair coin for each to be mirrored.
+
+    Attributes:
+        name: Data set, split, scale and centring, as a checkpoint remembers them.
+        pool: The images to draw from. Shape: (N, C, H, W), uint8.
+        factor: Width of a level after scaling.
+        shift: What is added. Shape: broadcasts to (C, H, W).
+        mirrored: Whether to flip left and right.
+        flat: Whether draws are points (n, D).
+    """
+
+    name: str
+    pool: Tensor
+    factor: float
+    shift: Tensor
+    mirrored: bool
+    flat: bool
+
+    @property
+    def dim(self) -> int:
+        """Number of values in one image."""
+        return self.pool[0].numel()
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n images, with replacement. Shape: (n, C, H, W), or (n, D) if flat."""
+        device = generator.device if generator is not None else self.pool.device
+        rows = torch.randint(len(self.pool), (n,), generator=generator, device=device)
+        x = self.pool[rows.to(self.pool.device)].to(device)
+        if self.mirrored:
+            coin = torch.rand(n, generator=generator, device=device) < 0.5
+            x = torch.where(coin[:, None, None, None], x.flip(-1), x)
+        x = add_noise(x, generator, self.shift.dtype).mul_(self.factor).add_(self.shift.to(device))
+        return x.flatten(1) if self.flat else x

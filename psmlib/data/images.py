@@ -1,0 +1,260 @@
+"""One registry of image data: grey levels in fixed splits, dequantised on demand.
+
+``digits`` and the ``photos`` work at once; the papers' own sets come from files under data/raw. Images are kept as
+whole levels, uint8, channels first; every reading as continuous data goes through
+:mod:`psmlib.data.dequantisation`, so that bits per dimension get the right offset.
+
+``digits`` is split by class with a fixed shuffle. Its file does not say who wrote a digit. Digits lie in it in the
+order of their writers, and for two in five the nearest other image lies within 60 places, six times as often as by
+chance: a test digit may come from a hand that training has seen. :mod:`psmlib.data.photos` says how far photograph
+crops are from independent; :mod:`psmlib.data.formats` says how CelebA is cropped, and which ImageNet is meant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from psmlib.data import archives, formats, photos, shipped
+from psmlib.data.dequantisation import affine, bits_per_dim, dequantise, quantise
+from psmlib.data.draws import Draws
+from psmlib.data.splits import stratified
+
+__all__ = ["Draws", "Images", "bits_per_dim", "dequantise", "load", "quantise"]
+
+SPLITS = ("train", "validation", "test")
+
+
+class Images:
+    """A data set of images in three splits.
+
+    Args:
+        name: As in the registry.
+        arrays: uint8 images (n, C, H, W) under "train", "validation" and "test", and labels, if there are any, under
+            "train_labels" and so on. Where validation images are absent, the last ``cut`` training images are taken.
+        levels: Number of grey levels.
+        flip: Whether mirrored training images are as good as the originals.
+        cut: How many images at the end of the training set are kept for validation.
+        about: One line for tables and captions.
+
+    Attributes:
+        train: Training images. Shape: (n, C, H, W), uint8.
+        validation: Images for choices such as early stopping.
+        test: Images for figures to be reported.
+        official_train: Training images before validation images were cut off, all of which the papers train on;
+            the same as ``train`` where the validation set is one of its own.
+        train_labels: Classes, int64, or None; likewise validation_labels and test_labels.
+
+    Raises:
+        ValueError: when images are not uint8 (n, C, H, W), a split is empty, or shapes differ.
+
+    Example:
+        >>> digits = load("digits")
+        >>> digits
+        Images('digits', 17 levels of (1, 8, 8), 1258 train, 180 validation, 359 test)
+        >>> x = digits.dequantise(digits.test, torch.Generator().manual_seed(0))
+        >>> x.shape, bool((x >= 0).all() and (x < 1).all())
+        (torch.Size([359, 1, 8, 8]), True)
+    """
+
+    def __init__(
+        self, name: str, arrays: dict[str, np.ndarray], *, levels: int, flip: bool = False, cut: int = 0,
+        about: str = "",
+    ):  # fmt: skip
+        self.name, self.levels, self.flip, self.about = name, levels, flip, about
+        self.official_train = _tensor(name, arrays["train"])
+        kept = len(self.official_train) - cut
+        self.train, self.test = self.official_train[:kept], _tensor(name, arrays["test"])
+        whole = arrays.get("validation")
+        self.validation = self.official_train[max(kept, 0) :] if whole is None else _tensor(name, whole)
+        labels = {split: arrays.get(f"{split}_labels") for split in SPLITS}
+        if labels["train"] is not None and labels["validation"] is None:
+            labels["train"], labels["validation"] = labels["train"][:kept], labels["train"][kept:]
+        self.train_labels, self.validation_labels, self.test_labels = (
+            None if found is None else torch.from_numpy(np.array(found, np.int64)) for found in labels.values()
+        )
+        if kept <= 0 or not min(len(getattr(self, split)) for split in SPLITS):
+            raise ValueError(f"{name} has an empty split: keep fewer than {len(self.official_train)} for validation")
+        if not self.train.shape[1:] == self.validation.shape[1:] == self.test.shape[1:]:
+            raise ValueError(f"the splits of {name} have images of different shapes")
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(getattr(self, split))} {split}" for split in SPLITS)
+        return f"Images({self.name!r}, {self.levels} levels of {self.shape}, {sizes})"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image."""
+        return tuple(self.train.shape[1:])
+
+    @property
+    def dim(self) -> int:
+        """Number of values in one image, D."""
+        return self.train[0].numel()
+
+    @cached_property
+    def centre(self) -> Tensor:
+        """Mean of the dequantised training images on [0, 1), per value, float64. Shape: (C, H, W)."""
+        pieces = self.train.split(4096)
+        total = sum(piece.sum(0, dtype=torch.int64) for piece in pieces)
+        return (total.double() / len(self.train) + 0.5) / self.levels
+
+    def dequantise(
+        self, x_levels: Tensor, generator: torch.Generator | None = None, *, scale: str = "unit",
+        centred: bool = False, dtype: torch.dtype = torch.float64,
+    ) -> Tensor:  # fmt: skip
+        """Images as continuous data, (levels + uniform noise) / number of levels; the same shape.
+
+        Args:
+            x_levels: Some of this data set's images. Shape: (n, C, H, W).
+            generator: Source of the noise.
+            scale: "unit", [0, 1), or "symmetric", [-1, 1).
+            centred: Subtract the mean training image, as Parallel Score Matching does (it counts none as mirrored).
+            dtype: Of the result.
+        """
+        x = dequantise(x_levels, self.levels, generator, scale=scale, dtype=dtype)
+        return x - self._middle(scale).to(x) if centred else x
+
+    def quantise(self, x: Tensor, *, scale: str = "unit", centred: bool = False) -> Tensor:
+        """Levels of continuous images, such as samples of a model. Shape: (n, C, H, W) or (n, D) -> (n, C, H, W)."""
+        if centred:
+            x = x.reshape(-1, *self.shape) + self._middle(scale).to(x)
+        return quantise(x.reshape(-1, *self.shape), self.levels, scale=scale)
+
+    def _middle(self, scale: str) -> Tensor:
+        width, left = affine(scale)
+        return width * self.centre + left
+
+    def bits_per_dim(self, log_prob, scale: str | float | Tensor = "unit"):
+        """Bits per dimension of log densities in nats; see :func:`psmlib.data.dequantisation.bits_per_dim`.
+
+        Example:
+            >>> round(load("digits").bits_per_dim(0.), 3)
+            4.087
+        """
+        return bits_per_dim(log_prob, self.shape, self.levels, scale)
+
+    def draws(
+        self, split: str = "train", *, scale: str = "unit", centred: bool = False, flat: bool = False,
+        device: str | torch.device = "cpu", dtype: torch.dtype = torch.float64,
+    ) -> Draws:  # fmt: skip
+        """Images to train on, drawn at random with fresh noise; what :func:`psmlib.training.fit` takes as data.
+
+        Args:
+            split: "train", "official_train", "validation" or "test". Only the training images are ever mirrored.
+            scale: "unit" or "symmetric".
+            centred: Subtract the mean training image.
+            flat: Give points (n, D) rather than images.
+            device: Where the levels are kept; draws come out there.
+            dtype: Of the draws.
+
+        Raises:
+            ValueError: for an unknown split or scale.
+
+        Example:
+            >>> load("digits").draws(flat=True).sample(5, torch.Generator().manual_seed(0)).shape
+            torch.Size([5, 64])
+        """
+        known = (*SPLITS, "official_train")
+        if split not in known:
+            raise ValueError(f"unknown split {split!r} of {self.name}: use one of {', '.join(known)}")
+        width, left = affine(scale)
+        shift = left - self._middle(scale) if centred else torch.full((1, 1, 1), left)
+        manner = " ".join([self.name, split, scale, *["centred"] * centred])
+        pool = getattr(self, split).to(device)
+        mirrored = self.flip and split.endswith("train")
+        return Draws(manner, pool, width / self.levels, shift.to(device, dtype), mirrored, flat)
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """SHA-256 of every split and of its labels, with types and shapes, as text.
+
+        A notebook records it by ``results.data_hash(data.name, data.fingerprint)``.
+        """
+        lines = []
+        for split in SPLITS:
+            for kind in ("", "_labels"):
+                rows = getattr(self, split + kind)
+                if rows is not None:
+                    digest = hashlib.sha256()
+                    for piece in rows.split(4096):
+                        digest.update(piece.contiguous().numpy().tobytes())
+                    lines.append(f"{split}{kind} {rows.dtype} {tuple(rows.shape)} {digest.hexdigest()}")
+        return "\n".join(lines).encode()
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the fingerprint: one word for the data and how they are split."""
+        return hashlib.sha256(self.fingerprint).hexdigest()
+
+
+def _tensor(name: str, images: np.ndarray) -> Tensor:
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"the images of {name} must be uint8 (n, C, H, W), got {images.dtype} {images.shape}")
+    return torch.from_numpy(images if images.flags.writeable else images.copy())
+
+
+def _digits(download: bool) -> dict[str, np.ndarray]:
+    images, labels = shipped.digits()
+    parts = dict(zip(SPLITS, stratified(labels, [0.7, 0.1]), strict=True))
+    return {split: images[rows] for split, rows in parts.items()} | {
+        f"{split}_labels": labels[rows] for split, rows in parts.items()
+    }
+
+
+def _photos(size: int) -> Callable[[bool], dict[str, np.ndarray]]:
+    def cut(download: bool) -> dict[str, np.ndarray]:
+        pictures = shipped.photographs()
+        return {split: photos.crops(pictures, split, size) for split in SPLITS}
+
+    return cut
+
+
+_READERS: dict[str, Callable[[bool], dict[str, np.ndarray]]] = {
+    "digits": _digits, "photos8": _photos(8), "photos16": _photos(16), "photos32": _photos(32),
+    "mnist": formats.mnist, "cifar10": formats.cifar10, "celeba64": formats.celeba64, "imagenet64": formats.imagenet64,
+}  # fmt: skip
+_LOADED: dict[str, Images] = {}
+
+
+def load(name: str, *, download: bool = False) -> Images:
+    """A data set by name; read when first asked for, and then kept for the process.
+
+    Args:
+        name: digits, photos8, photos16, photos32, mnist, cifar10, celeba64 or imagenet64.
+        download: Let torchvision fetch missing files to data/raw (mnist, cifar10; celeba64 with gdown installed).
+
+    Returns:
+        The :class:`Images`.
+
+    Raises:
+        ValueError: for an unknown name, or a truncated or altered file.
+        FileNotFoundError: for a missing file: what to get, where to put it, how big it is.
+
+    Example:
+        >>> load("digits").levels, load("digits").shape
+        (17, (1, 8, 8))
+        >>> load("digitz")
+        Traceback (most recent call last):
+        ...
+        ValueError: unknown data set 'digitz': use one of digits, photos8, photos16, photos32, mnist, cifar10, ...
+    """
+    if name not in _READERS:
+        raise ValueError(f"unknown data set {name!r}: use one of {', '.join(_READERS)}")
+    if name not in _LOADED:
+        entry = archives.registry()[name]
+        images = Images(
+            name, _READERS[name](download), levels=entry["levels"], flip=entry["flip"], cut=entry.get("cut", 0),
+            about=entry["about"],
+        )  # fmt: skip
+        if images.shape != tuple(entry["shape"]):
+            raise ValueError(
+                f"{name} has images of shape {images.shape} instead of {tuple(entry['shape'])}: get its files again"
+            )
+        _LOADED[name] = images
+    return _LOADED[name]
