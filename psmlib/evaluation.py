@@ -120,6 +120,13 @@ def summarise(ratios: Sequence[Tensor], floor: float) -> Nll:
     return Nll(floor + excess, math.sqrt(variance), floor, excess, seeds)
 
 
+def diffused_points(toy: Mixture, process: Process, t: float, n: int, seed: int = 0) -> Tensor:
+    """Independent draws of x_t. Shape: (n, d)."""
+    generator = torch.Generator().manual_seed(seed)
+    x0 = toy.sample(n, generator)
+    return process.perturb(x0, t, torch.randn(x0.shape, generator=generator, dtype=x0.dtype))
+
+
 def status(nll: Nll, profile: str, printed: float | None) -> str:
     """The status word of a result: only a run at the paper's own settings is held against the paper's figure.
 

@@ -95,6 +95,34 @@ class Score:
         """Trace of the Jacobian of the score. Shape: (n,)."""
         return self.jacobian(x, t)[1].diagonal(dim1=-2, dim2=-1).sum(-1)
 
+    def differentiable(self, x: Tensor, t: Tensor) -> Tensor:
+        """The native prediction in operations that torch.func can differentiate, in x and in t; by default
+        :meth:`predict`, which a faster way of computing must not replace here."""
+        return self.predict(x, t)
+
+    def _differentiable_score(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.process.convert(x, self.clock(t), self.differentiable(x, t), self.native, "score")
+
+    def trace_gradient(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """Gradient of the trace of the score's Jacobian, for flat data. Shape: (n, d)."""
+        t = as_time(t, x)
+
+        def trace(y: Tensor) -> Tensor:
+            total = y.new_zeros(())
+            for j in range(y.shape[1]):
+                u = torch.zeros_like(y)
+                u[:, j] = 1
+                slope = torch.func.jvp(lambda z: self._differentiable_score(z, t), (y,), (u,))[1]
+                total = total + slope[:, j].sum()  # points do not meet, so the sum has the gradient of each
+            return total
+
+        return torch.func.grad(trace)(x)
+
+    def time_derivative(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """Derivative of the score in time, at a fixed point. Shape: (n, *shape)."""
+        t = as_time(t, x)
+        return torch.func.jvp(lambda s: self._differentiable_score(x, s), (t,), (torch.ones_like(t),))[1]
+
     def velocity_and_divergence(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """The velocity, (n, d), and the trace of its Jacobian, (n,): what a likelihood integrates."""
         value, jac = self.jacobian(x, t, "velocity")

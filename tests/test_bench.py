@@ -109,7 +109,7 @@ def test_list_names_every_benchmark_and_runs_none(folder, capsys):
 
 def test_an_unknown_name_is_one_sentence(folder, capsys):
     assert bench.main(["speed"]) == 2
-    assert capsys.readouterr().err == "unknown benchmark 'speed': use one of training, likelihood, steps\n"
+    assert capsys.readouterr().err == "unknown benchmark 'speed': use one of training, likelihood, steps, denoiser\n"
 
 
 def test_every_benchmark_has_every_scale():
@@ -165,6 +165,10 @@ def test_a_smoke_run_prints_and_records(name, folder, capsys):
         assert {row["ratio_q50"] for row in kept if row["method"] == "plain loop"} == {"1"}
     if name == "likelihood":
         assert [row["method"] for row in timed] == ["torchdiffeq", "psmlib"]
+        assert float(kept[-1]["q50"]) <= 1e-4
+    if name == "denoiser":
+        assert len({row["case"] for row in kept}) == 7  # two noises of three data sets, and the check
+        assert {row["ratio_q50"] for row in timed if row["measure"] == "queries a second"} > {"1"}
         assert float(kept[-1]["q50"]) <= 1e-4
     if name == "steps":
         found = [row for row in kept if row["measure"] == "fewest steps" and row["q50"]]

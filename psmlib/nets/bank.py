@@ -12,7 +12,7 @@ from torch import Tensor
 
 from psmlib import checkpoint
 from psmlib.gaussian_path import Process, as_time, expand
-from psmlib.kernels.bank_mlp import BankMLP, layers
+from psmlib.kernels.bank_mlp import BankMLP, bank_mlp_ref, layers
 from psmlib.nets.mlp import ARCHITECTURES, Plain
 from psmlib.partition import Partition
 from psmlib.score import Score
@@ -159,6 +159,10 @@ class BankScore(Score):
                 piece._work = self._work  # buffers for one block serve all: 200 sets would fill the memory
         return self if self.block is not None else self._pinned[int(self.partition.block_of(t))]
 
+    def _piece(self, k: int) -> BankScore:
+        """Network k alone."""
+        return self.on_block(self.partition.times[k])
+
     def _time(self, t: Tensor, k: int) -> Tensor:
         """The time that network k is asked about: its own point if the partition is discrete."""
         return torch.full_like(t, self.partition.times[k]) if self.partition.discrete else t
@@ -174,7 +178,7 @@ class BankScore(Score):
         block, out = self.partition.block_of(t), None
         for k in block.unique().tolist() or [0]:  # no points: any network gives the shape
             index = (block == k).nonzero()[:, 0]
-            part = BankScore._each_block(self.on_block(self.partition.times[k]), f, x[index], t[index])
+            part = BankScore._each_block(self._piece(k), f, x[index], t[index])
             out = out or tuple(x.new_empty(len(x), *p.shape[1:]) for p in part)
             for whole, piece in zip(out, part, strict=True):
                 whole[index] = piece
@@ -245,6 +249,26 @@ class BankScore(Score):
         joined = torch.cat([x, u], 1)
         d = x.shape[1]
         return self._each_block(lambda k, y, s: self._run(k, y[:, :d], s, [y[:, d:]]), joined, t)
+
+    def differentiable(self, x: Tensor, t: Tensor) -> Tensor:
+        if self.block is None:
+            raise ValueError("only one network of a bank can be differentiated at a time: choose it by on_block(t)")
+        arch, s = self.bank.arch, self._time(t, self.block)
+        h = arch.features(x, s, self.process)[None]
+        flat = self.bank.params[self.block : self.block + 1].to(x.dtype)
+        value = bank_mlp_ref(flat, arch.widths, h)[0]
+        skip = arch.skip(s, self.process, self.native)
+        return value if skip is None else value + expand(skip, x) * x
+
+    def trace_gradient(self, x: Tensor, t: float | Tensor) -> Tensor:
+        if self.block is not None:
+            return super().trace_gradient(x, t)
+        return self._each_block(lambda k, y, s: (self._piece(k).trace_gradient(y, s),), x, t)[0]
+
+    def time_derivative(self, x: Tensor, t: float | Tensor) -> Tensor:
+        if self.block is not None:
+            return super().time_derivative(x, t)
+        return self._each_block(lambda k, y, s: (self._piece(k).time_derivative(y, s),), x, t)[0]
 
     def clock(self, t: float | Tensor) -> float | Tensor:
         if not self.partition.discrete:

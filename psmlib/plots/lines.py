@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -42,7 +43,7 @@ def bars(
         raise ValueError("bars got a frame without rows: choose results that were added")
     height = 1.7 + 0.32 * len(names)
     figure, axes = new_axes(1, len(titles), (WIDTH, height), sharey=True)
-    shape, hues = dict(zip(names, _distinct(names, MARKERS), strict=True)), colours(names)
+    shape, hues = dict(zip(names, distinct(names, MARKERS), strict=True)), colours(names)
     for index, (title, ax) in enumerate(zip(titles, axes[0], strict=True)):
         part = frame[frame[panel] == title]
         floors = part["exact"].dropna().unique()
@@ -90,6 +91,7 @@ def curves(
     xlabel: str = "",
     ylabel: str = "",
     caption: str = "",
+    marks: Sequence[float] = (),
 ) -> Figure:
     """Lines with bands of one standard error.
 
@@ -100,6 +102,7 @@ def curves(
         logx, logy: Logarithmic axes.
         xlabel, ylabel: Quantities with their units.
         caption: What was run.
+        marks: Where to draw thin vertical lines, such as the borders of blocks.
     """
     x = as_array(x)
     figure, [[ax]] = new_axes(1, 1, (WIDTH, 4.2))
@@ -109,9 +112,11 @@ def curves(
         ax.set_yscale("log")
     if floor is not None:
         level = np.broadcast_to(as_array(floor), x.shape)
-        ax.plot(x, level, color=FLOOR_COLOUR, ls=(0, (5, 2)), lw=1.5, label="exact", zorder=1)
+        ax.plot(x, level, color=FLOOR_COLOUR, ls=(0, (3, 3)), lw=1.5, label="exact", zorder=5)
+    for mark in marks:
+        ax.axvline(mark, color="0.6", lw=0.9, zorder=0)
     hues = colours(lines)
-    for (name, (mean, stderr)), dash in zip(lines.items(), _distinct(lines, LINES), strict=True):
+    for (name, (mean, stderr)), dash in zip(lines.items(), distinct(lines, LINES), strict=True):
         mean = as_array(mean)
         if mean.shape != x.shape:
             raise ValueError(f"curve {name!r} has shape {mean.shape} but x has {x.shape}: give one mean for each x")
@@ -122,11 +127,7 @@ def curves(
                 low = np.where(low > 0, low, mean / 100)  # a logarithmic axis has no room for zero
             ax.fill_between(x, low, high, color=hues[name], alpha=0.22, lw=0)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    for axis, logarithmic, ends in ((ax.xaxis, logx, ax.get_xlim()), (ax.yaxis, logy, ax.get_ylim())):
-        if logarithmic and ends[1] < 100 * ends[0]:  # powers of ten alone would leave an axis of one label
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter(NullFormatter())
+    label_decades(ax)
     ax.grid()
     figure.legend(loc="outside upper center", ncols=2 if len(lines) > 1 else 1)
     return finish(figure, caption)
@@ -165,7 +166,16 @@ def timeline(edges_by_name: Mapping[str, object], caption: str = "") -> Figure:
     return finish(figure, caption)
 
 
-def _distinct(names, kinds: Sequence[str]) -> list[str]:
+def label_decades(ax: Axes) -> None:
+    """Labels for logarithmic axes that span little: powers of ten alone would leave them one label, or none."""
+    for axis, kind, ends in ((ax.xaxis, ax.get_xscale(), ax.get_xlim()), (ax.yaxis, ax.get_yscale(), ax.get_ylim())):
+        if kind == "log" and ends[1] < 100 * ends[0]:
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
+
+
+def distinct(names, kinds: Sequence[str]) -> list[str]:
     """The first kind for the first of each colour, the next one for the next of that colour, and so on."""
     seen: dict[str, itertools.count] = {}
     return [kinds[next(seen.setdefault(hue, itertools.count())) % len(kinds)] for hue in colours(names).values()]

@@ -67,7 +67,7 @@ def density_panel(
         cmap=plt.get_cmap(DENSITY_MAP).with_extremes(bad="#aaaaaa"),
         interpolation="nearest",
     )
-    _bare(axes, title)
+    bare(axes, title)
     return image
 
 
@@ -89,7 +89,7 @@ def density_row(
         vmax: Density at the top of the scale. If None, the highest of all panels but for 0.2 %.
     """
     top = _top([_density(p) for p in panels.values()]) if vmax is None else vmax
-    figure, axes = _panels(list(panels), extent, per_row)
+    figure, axes = panels_of(list(panels), extent, per_row)
     for panel, (title, values) in zip(axes, panels.items(), strict=True):
         image = density_panel(panel, values, extent, title, vmax=top)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=25, extend="max", pad=0.02)
@@ -114,7 +114,7 @@ def scatter_row(
         per_row: Panels in a row; more go below.
         limit: Show at most this many points, the first ones.
     """
-    figure, axes = _panels(list(samples), extent, per_row)
+    figure, axes = panels_of(list(samples), extent, per_row)
     x0, x1, y0, y1 = extent
     hues = colours(samples)
     for panel, (title, points) in zip(axes, samples.items(), strict=True):
@@ -128,17 +128,22 @@ def scatter_row(
         panel.scatter(*points[inside].T, s=2.0, lw=0, alpha=0.6, color=hues[title], rasterized=True)
         panel.set(xlim=(x0, x1), ylim=(y0, y1), aspect="equal")
         lost = int((~inside).sum())
-        _bare(panel, title)
+        bare(panel, title)
         panel.set_xlabel(f"{len(points):,} points" + (f", {lost:,} outside" if lost else ""), fontsize=11)
     return finish(figure, caption, DPI_DENSE)
 
 
+def square(values) -> np.ndarray:
+    """Values at the points of `grid` as the square that they are of."""
+    values = as_array(values)
+    n = math.isqrt(values.size)
+    if n * n != values.size or values.ndim > 2 or (values.ndim == 2 and values.shape != (n, n)):
+        raise ValueError(f"values of shape {values.shape} are no square: evaluate them at the points of grid(...)")
+    return values.reshape(n, n)
+
+
 def _density(log_prob_grid) -> np.ndarray:
-    density = np.exp(as_array(log_prob_grid))
-    n = math.isqrt(density.size)
-    if n * n != density.size or density.ndim > 2 or (density.ndim == 2 and density.shape != (n, n)):
-        raise ValueError(f"a density of shape {density.shape} is no square: evaluate it at the points of grid(...)")
-    return density.reshape(n, n)
+    return np.exp(square(log_prob_grid))
 
 
 def _top(densities: Sequence[np.ndarray]) -> float:
@@ -147,7 +152,8 @@ def _top(densities: Sequence[np.ndarray]) -> float:
     return max((float(np.quantile(d, 0.998)) for d in finite if d.size), default=1.0) or 1.0
 
 
-def _panels(titles: Sequence[str], extent: Sequence[float], per_row: int) -> tuple[Figure, list[Axes]]:
+def panels_of(titles: Sequence[str], extent: Sequence[float], per_row: int) -> tuple[Figure, list[Axes]]:
+    """Square panels in rows."""
     if not titles:
         raise ValueError("a row of panels needs at least one: give a dict of title and values")
     columns = min(per_row, len(titles))
@@ -161,7 +167,8 @@ def _panels(titles: Sequence[str], extent: Sequence[float], per_row: int) -> tup
     return figure, flat[: len(titles)]
 
 
-def _bare(axes: Axes, title: str) -> None:
-    axes.set_title("\n".join(textwrap.wrap(title, 20)), fontsize=12)
+def bare(axes: Axes, title: str) -> None:
+    """A title and a frame, and no ticks."""
+    axes.set_title("\n".join(textwrap.wrap(title, 18)), fontsize=12)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(True)

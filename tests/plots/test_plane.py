@@ -57,7 +57,7 @@ def test_panels_wrap_and_bad_shapes_are_refused():
     figure.draw_without_rendering()
     assert len({round(ax.get_position().y0, 2) for ax in panels}) == 2
     for shape in ((7,), (2, 8), (2, 2, 4)):
-        with pytest.raises(ValueError, match=r"shape \(.*\) is no square: evaluate it at the points of grid"):
+        with pytest.raises(ValueError, match=r"shape \(.*\) are no square: evaluate them at the points of grid"):
             plots.density_row({"a": torch.zeros(shape)}, extent)
     with pytest.raises(ValueError, match="at least one"):
         plots.density_row({}, extent)

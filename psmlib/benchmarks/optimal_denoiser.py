@@ -1,0 +1,139 @@
+"""The optimal denoiser: its share of the rate of the two matrix products that it cannot do without.
+
+The baseline, 100 %, is the time of torch.mm of the same two shapes alone, x data^T and weights x data; the contestants
+take turns with it, all in float32. "Full softmax" is the obvious program with a (queries, data) matrix. Data: made-up
+pictures with values in [0, 1], 24 random fields smoothed along the axes plus a little noise, and the digits. With much
+noise the weight is spread over thousands of pictures, with little it is all on one, and most of the second product is
+left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from psmlib.benchmarks.held_bytes import HeldBytes
+from psmlib.benchmarks.timing import Row, interleave, quantiles, rows
+from psmlib.kernels.optimal_denoiser import optimal_denoiser, optimal_denoiser_ref, posterior, top_weights
+
+TOLERANCE = 1e-3
+NOISES = {"much noise": 10.0, "little noise": 0.3}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much to measure.
+
+    Args:
+        data: Pictures.
+        many: Pictures of the case that is about memory.
+        axes: Numbers of a picture.
+        queries: Noisy pictures.
+        rounds: Turns of each contestant.
+    """
+
+    data: int = 10_000
+    many: int = 50_000
+    axes: int = 3072
+    queries: int = 256
+    rounds: int = 7
+
+
+SCALES = {
+    "smoke": Settings(data=600, many=1200, axes=192, queries=40, rounds=5),
+    "quick": Settings(),
+    "full": Settings(rounds=31),
+}
+
+
+def pictures(n: int, d: int, generator: torch.Generator) -> Tensor:
+    """Made-up pictures: a few fields in random mixture plus noise, cut off at 0 and 1. Shape: (n, d)."""
+    fields = torch.randn(24, d, generator=generator).cumsum(1)
+    fields = (fields - fields.mean(1, keepdim=True)) / fields.std(1, keepdim=True)
+    mixed = torch.randn(n, 24, generator=generator) @ fields
+    mixed.mul_(0.2 / 24**0.5).add_(0.5)
+    for part in mixed.split(1000):
+        part.add_(0.05 * torch.randn(part.shape, generator=generator)).clamp_(0, 1)
+    return mixed
+
+
+def full_softmax(x: Tensor, data: Tensor, sigma: float) -> Tensor:
+    """The expected noise by way of all weights at a time."""
+    weights = torch.softmax(torch.cdist(x, data).square() * (-0.5 / sigma**2), 1)
+    return (x - weights @ data) / sigma
+
+
+def compare(case: str, x: Tensor, data: Tensor, sigma: float, rounds: int, naive: bool = True) -> Iterator[Row]:
+    """All contestants on one problem."""
+    weights = torch.rand(len(x), len(data))
+    calls = {
+        "two products": lambda i: (torch.mm(x, data.T), torch.mm(weights, data)),
+        "full softmax": lambda i: full_softmax(x, data, sigma),
+        "optimal_denoiser": lambda i: optimal_denoiser(x, data, 1.0, sigma),
+        "posterior": lambda i: posterior(x, data, 1.0, sigma),
+        "top_weights": lambda i: top_weights(x, data, 1.0, sigma, 5),
+    }
+    if not naive:
+        del calls["full softmax"]
+    notes = {
+        "two products": "torch.mm of x data^T and weights data, nothing else",
+        "full softmax": "torch.cdist, softmax and a product, with a matrix of all weights",
+        "optimal_denoiser": "the expected noise",
+        "posterior": "mean, noise, log density and variance",
+        "top_weights": "the five largest weights; one product",
+    }
+    taken = interleave(calls, rounds)
+    yield from rows(case, taken, "two products", notes, work=len(x), measure="queries a second")
+    for name in ("two products", "optimal_denoiser"):
+        seconds = taken[name].seconds
+        yield Row(case, name, "time of a call", "ms", len(seconds), quantiles([1e3 * s for s in seconds]),
+                  warm_up=taken[name].warm_up)  # fmt: skip
+    rate = 4e-9 * len(x) * data.numel() / min(taken["two products"].seconds)
+    yield Row.single(case, "two products", "rate at best", "GFLOP/s", rate, note="one thread")
+
+
+def run(settings: Settings) -> Iterator[Row]:
+    """Measures pictures, many pictures and digits.
+
+    Raises:
+        RuntimeError: when the denoiser differs by more than 1e-3 from direct differences in float64.
+    """
+    g = torch.Generator().manual_seed(0)
+    data = pictures(settings.many, settings.axes, g)
+    pick = torch.randint(settings.data, (settings.queries,), generator=g)
+    noise = torch.randn(settings.queries, settings.axes, generator=g)
+    worst = 0.0
+    for name, sigma in NOISES.items():
+        x, part = data[pick] + sigma * noise, data[: settings.data]
+        case = f"{len(part):,} pictures of {settings.axes:,}, {len(x):,} queries, {name} ({sigma:g})"
+        yield from compare(case, x, part, sigma, settings.rounds)
+        for i in range(2):
+            exact = optimal_denoiser_ref(x[i : i + 1].double(), part.double(), 1.0, sigma)
+            worst = max(worst, float((optimal_denoiser(x[i : i + 1], part, 1.0, sigma) - exact).abs().max()))
+    for name, sigma in NOISES.items():
+        x = data[pick] + sigma * noise
+        case = f"{len(data):,} pictures of {settings.axes:,}, {len(x):,} queries, {name} ({sigma:g})"
+        yield from compare(case, x, data, sigma, max(3, settings.rounds // 2), naive=False)
+        with HeldBytes(x, data) as held:
+            optimal_denoiser(x, data, 1.0, sigma)
+        size = data.nbytes / 2**20
+        note = f"tensors that are neither queries nor data, which have {size:.0f} MiB"
+        yield Row.single(case, "optimal_denoiser", "most memory at a time", "MiB", held.peak / 2**20, note=note)
+    from sklearn.datasets import load_digits
+
+    digits = torch.from_numpy(load_digits().data).float() / 16
+    for name, sigma in {"much noise": 1.0, "little noise": 0.1}.items():
+        x = digits + sigma * torch.randn(digits.shape, generator=g)
+        case = f"digits, {len(digits):,} x {digits.shape[1]}, as many queries, {name} ({sigma:g})"
+        yield from compare(case, x, digits, sigma, settings.rounds)
+    case = f"{settings.data:,} pictures of {settings.axes:,}"
+    note = f"against direct differences in float64, two queries; must be at most {TOLERANCE:g}"
+    yield Row.single(case, "optimal_denoiser", "largest difference of the noise", "1", worst, note=note)
+    if not worst <= TOLERANCE:
+        raise RuntimeError(
+            f"the optimal denoiser differs by {worst:.2g} from direct differences, but {TOLERANCE:g} is allowed: "
+            "look for the fault in psmlib.kernels.squared_distances"
+        )

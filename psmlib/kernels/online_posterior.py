@@ -1,0 +1,169 @@
+r"""One sweep over the data: the posterior's sums by an online softmax, block by block.
+
+Two matrix products a block, distances and means; the second is left out for points to which nothing in the block is
+of any weight, which at little noise is nearly all of them. Sums are kept relative to the nearest data point so far
+and scaled down when a nearer one is found, so that differences are small where they must be exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from psmlib.kernels.denoiser_inputs import Inputs
+from psmlib.kernels.softmax_step import softmax_step
+from psmlib.kernels.squared_distances import Block, SquaredDistances
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Within it, matrix products have the precision of their dtype, whatever is allowed outside."""
+    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    changed = [(each, each.fp32_precision) for each in settings if each.fp32_precision not in ("none", "ieee")]
+    try:
+        for each, _ in changed:
+            each.fp32_precision = "ieee"
+        yield
+    finally:
+        for each, before in changed:
+            each.fp32_precision = before
+
+
+def _rate(given: Inputs) -> Tensor:
+    """Weights halve where a squared distance grows by its inverse; finite, because infinity times 0 is no number."""
+    return (math.log2(math.e) / given.width).clamp(max=torch.finfo(given.x.dtype).max).to(given.x)
+
+
+def _negligible(given: Inputs) -> float:
+    """So many halvings below the largest, N weights together cannot be seen in a sum, nor weight times distance."""
+    return math.log2(len(given.data)) - math.log2(torch.finfo(given.x.dtype).eps) + 10
+
+
+def _active(found: Tensor, low: Tensor, rate: Tensor, negligible: float) -> slice | Tensor | None:
+    """The rows of a block in which something weighs: nearly all, some or none of them."""
+    active = ((found - torch.minimum(low, found)) * rate < negligible).nonzero()[:, 0]
+    if len(active) > 0.75 * len(low):
+        return slice(None)
+    return active if len(active) else None
+
+
+class OnlinePosterior:
+    """Sums over the data of posterior weight times this and that, for every point.
+
+    Args:
+        given: Points, data and coefficients.
+        tangent: Directions u for the sums behind a derivative. Shape: (B, d).
+        moments: Whether the sums behind the variance are wanted.
+
+    Attributes:
+        total: Sum of weights, relative to the largest. Shape: (B,).
+        mean: Sum of weight times data point seen from the centre. Shape: (B, d).
+        nearest: Index of the nearest data point. Shape: (B,).
+        slope: Sum of weight times s, where s = (x - alpha y) . u less that of the nearest point. Shape: (B,).
+        turned: Sum of weight times s times data point seen from the centre, or None. Shape: (B, d).
+    """
+
+    def __init__(self, given: Inputs, tangent: Tensor | None = None, moments: bool = True):
+        x, self.given, self.moments = given.x, given, moments
+        self.distances = SquaredDistances(x, given.data, given.alpha, given.width, tangent)
+        self._rate, self._negligible = _rate(given), _negligible(given)
+        self._state = x.new_zeros(7, len(x))
+        # energy: weight x distance above the least; second: weight x |y|^2; own: |y|^2 of the nearest point;
+        # level: its product with the tangent
+        low, self.total, self.energy, self.second, self.own, self.slope, self._level = self._state
+        low.fill_(torch.finfo(x.dtype).max)
+        self.nearest = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        self.mean = torch.zeros_like(x)
+        self.turned = None if tangent is None else torch.zeros_like(x)
+        with exact_products():
+            for block in self.distances.blocks():
+                for part in self.distances.chunks():
+                    D, slopes, found = self.distances.of(part, block, low[part])
+                    rows = _active(found, low[part], self._rate[part], self._negligible)
+                    if isinstance(rows, slice):
+                        self._add(part, block, D, slopes)
+                    elif rows is not None:
+                        self._add(rows + part.start, block, D[rows], None if slopes is None else slopes[rows])
+
+    def _add(self, at: slice | Tensor, block: Block, D: Tensor, slopes: Tensor | None) -> None:
+        """Adds a block to the sums of some points. What a slice takes out is a view, what a list takes out is not."""
+        state, mean, nearest = self._state[:, at], self.mean[at], self.nearest[at]
+        low, total, energy, second, own, slope, level = state
+        before = total.clone()
+        scale, best = softmax_step(D, low, total, energy if self.moments else None, self._rate[at])
+        weight = D  # the step has turned one into the other
+        closer = (best >= 0).nonzero()[:, 0]
+        column = best[closer]
+        nearest[closer] = column + block.start
+        if len(closer):
+            mean.mul_(scale[:, None])
+        if self.moments:
+            second.mul_(scale).addmv_(weight, block.norms)
+            own[closer] = block.norms[column]
+        if slopes is not None:
+            moved = torch.zeros_like(level)
+            moved[closer] = level[closer] - slopes[closer, column]
+            level -= moved
+            slopes.sub_(level[:, None]).mul_(weight)
+            slope.addcmul_(moved, before).mul_(scale).add_(slopes.sum(1))
+            turned = self.turned[at]
+            turned.mul_(scale[:, None]).addcmul_(moved[:, None], mean).addmm_(slopes, block.shifted)
+            if isinstance(at, Tensor):
+                self.turned[at] = turned
+        mean.addmm_(weight, block.shifted)
+        if isinstance(at, Tensor):
+            self._state[:, at], self.mean[at], self.nearest[at] = state, mean, nearest
+
+    def nearest_points(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """For some points: the nearest data point y, the gap x - alpha y, and the step from y to the posterior mean.
+
+        Mean and noise are y + step and (gap - alpha * step) / sigma: when y takes all the weight the step is 0, and
+        it is known to the spread of the data, not to their size. Shapes: (b, d) each.
+        """
+        nearest = self.given.data[self.nearest[part]].reshape(self.mean[part].shape)
+        step = self.mean[part] / self.total[part, None] - (nearest - self.distances.centre)
+        return nearest, self.given.x[part] - self.given.alpha[part, None] * nearest, step
+
+    def variance(self, part: slice, nearest: Tensor, gap: Tensor, step: Tensor) -> Tensor:
+        r"""Trace of the covariance of y given x, for some points and what :meth:`nearest_points` says of them.
+
+        Either from squared distances, :math:`\alpha^2 v = E|x-\alpha y|^2 - |x-\alpha m|^2`, or from squared lengths
+        about the centre, :math:`v = E|y|^2 - |m|^2`; both counted from the nearest point. The first is for
+        points near the data, the second for noise that hides the data, down to alpha = 0. Shape: (b,).
+        """
+        total, alpha2, own = self.total[part], self.given.alpha[part].square(), self.own[part]
+        energy, second = self.energy[part] / total, self.second[part] / total
+        move = self.given.alpha[part, None] * step
+        by_distance = (energy + ((2 * gap - move) * move).sum(1)) / alpha2
+        by_length = second - own - (step * (step + 2 * (nearest - self.distances.centre))).sum(1)
+        close = gap.square().sum(1) + energy < alpha2 * (second + own)
+        return torch.where(close, by_distance, by_length).clamp_min_(0)
+
+
+def nearest_first(given: Inputs, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest posterior weights and whose they are. Shapes: (B, k) each."""
+    x, distances, rate = given.x, SquaredDistances(given.x, given.data, given.alpha, given.width), _rate(given)
+    low, total = torch.full_like(rate, torch.finfo(x.dtype).max), torch.zeros_like(rate)
+    best = x.new_full((len(x), k), torch.inf)
+    index = torch.zeros(best.shape, dtype=torch.int64, device=x.device)
+    with exact_products():
+        for block in distances.blocks():
+            columns = torch.arange(len(block.points), device=x.device) + block.start
+            for part in distances.chunks():
+                D, _, found = distances.of(part, block, low[part])
+                rows = (found < best[part, -1]).nonzero()[:, 0]
+                if len(rows):
+                    at = rows + part.start
+                    best[at], order = torch.cat([best[at], D[rows]], 1).topk(k, largest=False)
+                    index[at] = torch.cat([index[at], columns.expand(len(at), -1)], 1).gather(1, order)
+                rows = _active(found, low[part], rate[part], _negligible(given))
+                if rows is not None:
+                    at = part if isinstance(rows, slice) else rows + part.start
+                    least, sums = low[at], total[at]
+                    softmax_step(D[rows], least, sums, None, rate[at])
+                    low[at], total[at] = least, sums
+    return ((low[:, None] - best) * rate[:, None]).exp2_() / total[:, None], index

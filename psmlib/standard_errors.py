@@ -1,0 +1,59 @@
+"""Figures that are not plain averages, with their standard errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+from torch import Tensor
+
+
+def rms(values: Tensor) -> tuple[float, float]:
+    """Root mean square of independent points per axis, with its standard error. Shape: (n, d) -> two numbers.
+
+    Example:
+        >>> import torch
+        >>> rms(torch.tensor([[3., 4.], [4., 3.]]))
+        (3.5355339059327378, 0.0)
+    """
+    each = values.double().square().flatten(1).mean(1)
+    root, error = float(each.mean().sqrt()), float(each.std() / len(each) ** 0.5)
+    return root, error / (2 * root) if root else 0.0
+
+
+def rms_ratio(top: Tensor, bottom: Tensor) -> tuple[float, float]:
+    """Root mean square of one quantity over that of another at the same points, with its standard error.
+
+    The error is that of a ratio of means, to first order; the two go up and down together, which it respects.
+    Shapes: (n, d) each.
+    """
+    a, b = (v.double().square().flatten(1).mean(1) for v in (top, bottom))
+    ratio = float(a.mean() / b.mean())
+    error = float((a - ratio * b).std() / len(a) ** 0.5 / b.mean())
+    return math.sqrt(ratio), error / (2 * math.sqrt(ratio)) if ratio else 0.0
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """Spearman's rank correlation of two figures over runs, with its standard error by bootstrap over the runs.
+
+    Raises:
+        ValueError: for fewer than four runs.
+
+    Example:
+        >>> rank_correlation([1., 2., 3., 4.], [10., 20., 25., 40.])[0]
+        1.0
+    """
+    if len(a) != len(b) or len(a) < 4:
+        raise ValueError(f"a rank correlation needs four runs or more in two equal lists, got {len(a)} and {len(b)}")
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    pick = np.random.default_rng(seed).integers(len(a), size=(500, len(a)))
+    pick = [i for i in pick if np.ptp(a[i]) and np.ptp(b[i])]  # one and the same run throughout has no ranks
+    drawn = [spearman(a[i], b[i]) for i in pick]
+    return spearman(a, b), float(np.std(drawn))
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation alone."""
+    return float(stats.spearmanr(a, b).statistic)
