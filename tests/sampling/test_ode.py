@@ -62,6 +62,15 @@ def test_gaussian_data_in_closed_form(p, method, atol):
     torch.testing.assert_close(got.x, at(t0), rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("method, order, steps", [("euler", 1, 100), ("heun", 2, 100), ("rk4", 4, 100)])
+def test_each_method_has_its_order(method, order, steps):
+    law, x_T = SMALL.diffused(PSM), end_sample(PSM, SMALL, 30)
+    found = [last(ode(law, PSM, x_T, quadratic(0.05, 1.0, n).flip(0), method=method)).x for n in (steps, 2 * steps)]
+    exact = last(ode(law, PSM, x_T, [1.0, 0.05], method="adaptive", rtol=1e-11, atol=1e-11)).x
+    coarse, fine = (float((x - exact).abs().mean()) for x in found)
+    assert abs(math.log2(coarse / fine) - order) < 0.25
+
+
 @pytest.mark.parametrize("p, t0", [(PSM, 1e-3), (OTFlow(), 1e-3), (VE(0.05, 8.0), 1e-3)])
 def test_moments_and_density_of_samples(p, t0):
     n, law = 1500, SMALL.diffused(p)
