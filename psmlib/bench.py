@@ -23,12 +23,18 @@ from time import perf_counter
 import torch
 
 from psmlib import paths
-from psmlib.benchmarks import likelihood, optimal_denoiser, steps, training
+from psmlib.benchmarks import clustering, likelihood, optimal_denoiser, steps, training
 from psmlib.benchmarks.timing import Row, number, one_thread
 from psmlib.files import write_atomic
 from psmlib.provenance import device_name, git_state
 
-BENCHMARKS = {"training": training, "likelihood": likelihood, "steps": steps, "denoiser": optimal_denoiser}
+BENCHMARKS = {
+    "training": training,
+    "likelihood": likelihood,
+    "steps": steps,
+    "denoiser": optimal_denoiser,
+    "clustering": clustering,
+}
 SCALE_NAMES = ("smoke", "quick", "full")
 STAMP = ("date", "commit", "dirty", "device", "threads", "python", "torch", "numpy", "scale")
 COLUMNS = (

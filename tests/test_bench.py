@@ -109,7 +109,7 @@ def test_list_names_every_benchmark_and_runs_none(folder, capsys):
 
 def test_an_unknown_name_is_one_sentence(folder, capsys):
     assert bench.main(["speed"]) == 2
-    assert capsys.readouterr().err == "unknown benchmark 'speed': use one of training, likelihood, steps, denoiser\n"
+    assert capsys.readouterr().err == "unknown benchmark 'speed': use one of " + ", ".join(bench.BENCHMARKS) + "\n"
 
 
 def test_every_benchmark_has_every_scale():

@@ -12,6 +12,7 @@ All is exact as sigma -> 0: where one point takes all the weight, m *is* that po
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -20,6 +21,21 @@ from torch import Tensor
 
 from psmlib.kernels.denoiser_inputs import check_shapes, read
 from psmlib.kernels.online_posterior import OnlinePosterior, nearest_first
+
+
+def _without_gradients(f):
+    """Refuses points that want a gradient, which the blocks could only answer with a silent zero."""
+
+    @functools.wraps(f)
+    def call(x: Tensor, *args, **kwargs):
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise ValueError(
+                f"{f.__name__} has no gradient: use optimal_denoiser or optimal_denoiser_ref, or torch.no_grad"
+            )
+        with torch.no_grad():
+            return f(x, *args, **kwargs)
+
+    return call
 
 
 class Posterior(NamedTuple):
@@ -138,7 +154,7 @@ def optimal_denoiser(x: Tensor, data: Tensor, alpha: float | Tensor, sigma: floa
     return _Denoiser.apply(x, data, alpha, sigma)
 
 
-@torch.no_grad()
+@_without_gradients
 def posterior(
     x: Tensor, data: Tensor, alpha: float | Tensor, sigma: float | Tensor, *, tangent: Tensor | None = None
 ) -> Posterior:
@@ -188,7 +204,7 @@ def posterior(
     return Posterior(mean.view(x.shape), eps.view(x.shape), log_density, variance, jvp)
 
 
-@torch.no_grad()
+@_without_gradients
 def score_divergence(x: Tensor, data: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
     r"""Divergence of the score: :math:`(\alpha^2 v/\sigma^2 - d)/\sigma^2` with v the posterior variance.
 
@@ -214,7 +230,7 @@ def score_divergence(x: Tensor, data: Tensor, alpha: float | Tensor, sigma: floa
     return (excess - given.x.shape[1]) / given.sigma / given.sigma
 
 
-@torch.no_grad()
+@_without_gradients
 def top_weights(x: Tensor, data: Tensor, alpha: float | Tensor, sigma: float | Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The data points that x most probably comes from: what a noisy image remembers.
 

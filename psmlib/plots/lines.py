@@ -92,6 +92,7 @@ def curves(
     ylabel: str = "",
     caption: str = "",
     marks: Sequence[float] = (),
+    floor_label: str = "exact",
 ) -> Figure:
     """Lines with bands of one standard error.
 
@@ -103,6 +104,7 @@ def curves(
         xlabel, ylabel: Quantities with their units.
         caption: What was run.
         marks: Where to draw thin vertical lines, such as the borders of blocks.
+        floor_label: What the dashed line is called.
     """
     x = as_array(x)
     figure, [[ax]] = new_axes(1, 1, (WIDTH, 4.2))
@@ -112,7 +114,7 @@ def curves(
         ax.set_yscale("log")
     if floor is not None:
         level = np.broadcast_to(as_array(floor), x.shape)
-        ax.plot(x, level, color=FLOOR_COLOUR, ls=(0, (3, 3)), lw=1.5, label="exact", zorder=5)
+        ax.plot(x, level, color=FLOOR_COLOUR, ls=(0, (3, 3)), lw=1.5, label=floor_label, zorder=5)
     for mark in marks:
         ax.axvline(mark, color="0.6", lw=0.9, zorder=0)
     hues = colours(lines)

@@ -141,3 +141,14 @@ def test_nothing_else_denoises_better(sigma):
         assert dependence.mean().abs() < 4 * dependence.std() / n**0.5, name
         rise = (best + change - noise).square().sum(1) - loss
         assert rise.mean() > 4 * rise.std() / n**0.5, name
+
+
+@pytest.mark.parametrize("f", [posterior, score_divergence, lambda *a: top_weights(*a, 1)], ids=["all", "trace", "top"])
+def test_no_silent_zero_for_a_gradient(f):
+    data, x = torch.eye(3, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match="has no gradient: use optimal_denoiser"):
+        f(x.clone().requires_grad_(), data, 1.0, 0.3)
+    with pytest.raises(ValueError, match="has no gradient"):
+        torch.func.vjp(lambda y: f(y, data, 1.0, 0.3)[0], x)
+    with torch.no_grad():
+        f(x.clone().requires_grad_(), data, 1.0, 0.3)

@@ -1,0 +1,136 @@
+"""Algorithm 1 of the Multistage paper: seconds for all its triples (data point, noise, time), and memory.
+
+What is run: :func:`psmlib.clustering.split` by the optimal denoiser, three intervals, alpha = .9, eta = 2/255, VP with
+beta from .1 to 20, float32; on the 1,797 digits and on 5,000 photograph crops of 3 x 32 x 32. Each triple is denoised
+three times: at its time, again at its time for the other end, and at T. The baseline holds the matrix of all weights
+of a piece of 4,096 triples and takes them by torch.cdist and softmax. Both are given the same draws and take turns, a
+seed a turn; their borders must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from psmlib.benchmarks.held_bytes import HeldBytes
+from psmlib.benchmarks.timing import Row, interleave, quantiles, rows
+from psmlib.clustering import split
+from psmlib.data.images import load
+from psmlib.empirical import DiffusedData
+from psmlib.gaussian_path import Process, as_time
+from psmlib.process import VP
+from psmlib.score import Score
+
+TOLERANCE = 2e-3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much to measure.
+
+    Args:
+        digits: Triples on the digits.
+        patches: Photograph crops that are the data.
+        triples: Triples on the crops.
+        rounds: Turns of each contestant.
+    """
+
+    digits: int = 20_000
+    patches: int = 5_000
+    triples: int = 2_000
+    rounds: int = 3
+
+
+SCALES = {
+    "smoke": Settings(digits=400, patches=100, triples=400, rounds=5),
+    "quick": Settings(),
+    "full": Settings(rounds=11),
+}
+
+
+class FullSoftmax(Score):
+    """The optimal denoiser by way of all weights at a time, in torch operations."""
+
+    def __init__(self, data: Tensor, process: Process):
+        self.data, self.process = data, process
+
+    @property
+    def home(self) -> dict:
+        return {"dtype": self.data.dtype, "device": self.data.device}
+
+    def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
+        t = as_time(t, x)
+        alpha, sigma = (c.to(x).reshape(-1, 1) for c in (self.process.alpha(t), self.process.sigma(t)))
+        apart = torch.cdist(x / alpha, self.data)
+        weights = torch.softmax(-0.5 * (apart * alpha / sigma).square(), 1)
+        return (x - alpha * (weights @ self.data)) / sigma
+
+
+def cases(settings: Settings) -> Iterator[tuple[str, Tensor, int]]:
+    """Name, data in [0, 1] and triples."""
+    digits = load("digits")
+    images = torch.cat([digits.train, digits.validation, digits.test])
+    yield "digits", images.flatten(1).float() / (digits.levels - 1), settings.digits
+    photos = load("photos32")
+    yield "photos32", photos.train[: settings.patches].flatten(1).float() / (photos.levels - 1), settings.triples
+
+
+class Contestant:
+    """Runs Algorithm 1 with the seed of each turn, and keeps the borders. Shape: (turns, 2)."""
+
+    def __init__(self, score: Score, triples: int):
+        self.score, self.triples = score, triples
+        self.borders: list[tuple[float, ...]] = []
+
+    def __call__(self, seed: int) -> None:
+        self.borders.append(split(score=self.score, data=self.score.data, samples=self.triples, seed=seed))
+
+
+def measure(name: str, data: Tensor, triples: int, rounds: int) -> Iterator[Row]:
+    """All rows of one data set.
+
+    Raises:
+        RuntimeError: when the two sides differ by more than 2e-3 in a border.
+    """
+    process = VP(0.1, 20.0)
+    calls = {
+        "full softmax": Contestant(FullSoftmax(data, process), triples),
+        "psmlib": Contestant(DiffusedData(data, process), triples),
+    }
+    taken = interleave(calls, rounds)
+    case = f"{name}, {len(data):,} x {data.shape[1]:,}, Algorithm 1 with {triples:,} triples"
+    notes = {"full softmax": "torch.cdist, softmax and a product", "psmlib": "psmlib.clustering.split"}
+    yield from rows(case, taken, "full softmax", notes, work=triples, measure="triples a second")
+    for method, each in taken.items():
+        yield Row(case, method, "time for all triples", "s", len(each.seconds), quantiles(each.seconds),
+                  warm_up=each.warm_up, note=notes[method])  # fmt: skip
+    note = f"tensors beside the data, which have {data.nbytes / 2**20:.1f} MiB"
+    for method, call in calls.items():
+        with HeldBytes(data) as held:
+            call(0)
+        yield Row.single(case, method, "most memory at a time", "MiB", held.peak / 2**20, note=note)
+    naive, ours = (torch.tensor(call.borders) for call in calls.values())
+    for label, border in zip(("t1", "t2"), ours[:-1].T, strict=True):
+        note = f"mean of {len(border)} seeds, between which the standard deviation is {float(border.std()):.2g}"
+        yield Row.single(case, "psmlib", label, "1", float(border.mean()), note=note)
+    largest = float((naive - ours).abs().max())
+    note = f"over all seeds; must be at most {TOLERANCE:g}"
+    yield Row.single(case, "psmlib", "largest difference of a border", "1", largest, note=note)
+    if not largest <= TOLERANCE:
+        raise RuntimeError(
+            f"psmlib and the full softmax differ by {largest:.2g} in a border of {case}, but {TOLERANCE:g} is allowed: "
+            "look for the fault in psmlib.kernels.online_posterior"
+        )
+
+
+def run(settings: Settings) -> Iterator[Row]:
+    """Measures both data sets.
+
+    Raises:
+        RuntimeError: when the two sides differ by more than 2e-3 in a border.
+    """
+    for name, data, triples in cases(settings):
+        yield from measure(name, data, triples, settings.rounds)
