@@ -7,10 +7,15 @@ each experiment can be run with no training error at all.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
 from psmlib.gaussian_path import Process, as_time, expand
+
+# torch's own forward mode calls its deprecated torch.jit.script when it is first used; a reader can do nothing about it
+warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is deprecated", category=FutureWarning)
 
 
 class Score:

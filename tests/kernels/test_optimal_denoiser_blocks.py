@@ -174,7 +174,7 @@ def bad_inputs():
     yield yes | {"alpha": nan}, "alpha has values that are not finite: clean it first"
 
 
-@pytest.mark.parametrize("given, words", bad_inputs(), ids=lambda v: v[:40] if isinstance(v, str) else "")
+@pytest.mark.parametrize("given, words", list(bad_inputs()), ids=lambda v: v[:40] if isinstance(v, str) else "")
 def test_a_wrong_input_is_one_sentence(given, words):
     calls = [optimal_denoiser, posterior, score_divergence, lambda **kw: top_weights(**kw, k=1)]
     for call in calls:
