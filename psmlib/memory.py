@@ -1,10 +1,13 @@
-"""Refusing a run that would not fit, before any work is lost."""
+"""Memory: refusing a run that would not fit, before any work is lost, and counting what a computation holds."""
 
 from __future__ import annotations
 
 import os
+import weakref
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def available(device: str | torch.device) -> int:
@@ -39,3 +42,40 @@ def check_memory(needed: float, device: str | torch.device, what: str) -> None:
             f"{what} needs about {needed / 2**30:.1f} GiB but {torch.device(device)} has {free / 2**30:.1f} GiB free: "
             f"use a smaller batch, fewer networks at a time, or another device"
         )
+
+
+class HeldBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made within it; what libraries take for themselves is not seen.
+
+    Args:
+        *known: Tensors that were there before, so that views of them count nothing.
+
+    Attributes:
+        peak: Most bytes held at a time.
+
+    Example:
+        >>> x = torch.zeros(1000)
+        >>> with HeldBytes(x) as held:
+        ...     y = (x[:500] + 1).double().sum()
+        >>> held.peak                                               # 500 floats, and as many doubles
+        6000
+    """
+
+    def __init__(self, *known: torch.Tensor):
+        super().__init__()
+        self._now, self.peak = 0, 0
+        self._seen = weakref.WeakKeyDictionary({tensor.untyped_storage(): None for tensor in known})
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self._seen:
+                storage = tensor.untyped_storage()
+                self._seen[storage] = None
+                self._now += storage.nbytes()
+                self.peak = max(self.peak, self._now)
+                weakref.finalize(storage, self._release, storage.nbytes())
+        return out
+
+    def _release(self, size: int) -> None:
+        self._now -= size

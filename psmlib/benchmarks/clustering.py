@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from psmlib.benchmarks.held_bytes import HeldBytes
 from psmlib.benchmarks.timing import Row, interleave, quantiles, rows
 from psmlib.clustering import split
 from psmlib.data.images import load
 from psmlib.empirical import DiffusedData
 from psmlib.gaussian_path import Process, as_time
+from psmlib.memory import HeldBytes
 from psmlib.process import VP
 from psmlib.score import Score
 

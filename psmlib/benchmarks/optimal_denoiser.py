@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from psmlib.benchmarks.held_bytes import HeldBytes
 from psmlib.benchmarks.timing import Row, interleave, quantiles, rows
 from psmlib.kernels.optimal_denoiser import optimal_denoiser, optimal_denoiser_ref, posterior, top_weights
+from psmlib.memory import HeldBytes
 
 TOLERANCE = 1e-3
 NOISES = {"much noise": 10.0, "little noise": 0.3}

@@ -5,10 +5,10 @@ import importlib
 import pytest
 import torch
 
-from psmlib.benchmarks.held_bytes import HeldBytes
 from psmlib.kernels import optimal_denoiser
 from psmlib.kernels.online_posterior import exact_products
 from psmlib.kernels.optimal_denoiser import optimal_denoiser_ref, posterior, score_divergence, top_weights
+from psmlib.memory import HeldBytes
 
 distances = importlib.import_module("psmlib.kernels.squared_distances")
 F64 = torch.float64

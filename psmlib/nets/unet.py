@@ -1,0 +1,300 @@
+r"""The U-Net of denoising diffusion (Ho et al., 2020, Appendix B), as Parallel Score Matching used it.
+
+Each level has residual blocks that are scaled and shifted by the time, and attention; the way up meets each level of
+the way down again. ``UNet()`` has the 35,711,107 parameters of the released setting: that of the package the paper's
+scripts call with dim 64 and multipliers 1, 2, 4, 8, in its releases from January to June 2023. Later releases differ
+by full attention at the coarsest level (``attention=("linear",) * 3 + ("full",)``: 35,710,339) or by other norms.
+
+Which scalar stands for the time is the caller's choice, see :func:`embedded_time`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from psmlib.gaussian_path import Process, as_time
+from psmlib.nets.image_module import ImageModule, arguments
+
+CLOCKS = ("log_snr", "t", "integral")
+KINDS = ("linear", "full", None)
+NORMS = ("group", "rms")
+
+
+def embedded_time(clock: str, t: float | Tensor, process: Process) -> Tensor:
+    r"""The scalar that a network is told for the time t. Shape: that of t.
+
+    ``"log_snr"`` is :math:`-\log(\alpha^2/\sigma^2)`, held within 40 of 0: noise levels that differ by a factor differ
+    by an amount, whatever the process. ``"integral"`` is :math:`B(t)=\int_0^t\beta`; for :math:`\beta = 10 t` that is
+    the :math:`c t^2` which Parallel Score Matching's image scripts feed. ``"t"`` is what its paper says.
+
+    Args:
+        clock: One of "log_snr", "t", "integral".
+        t: Times. Shape: () or (n,).
+        process: The Gaussian path.
+
+    Raises:
+        ValueError: for an unknown clock, or "integral" where the process has no beta.
+
+    Example:
+        >>> from psmlib.process import VP
+        >>> float(embedded_time("integral", 0.5, VP(0., 10.)))
+        1.25
+    """
+    t = as_time(t)
+    if clock == "t":
+        return t
+    if clock == "log_snr":
+        return -process.log_snr(t).clamp(-40, 40)
+    if clock == "integral":
+        if not hasattr(process, "integral"):
+            raise ValueError(f"{process!r} has no integral of beta to embed: use clock='log_snr' or clock='t'")
+        return process.integral(t)
+    raise ValueError(f"unknown clock {clock!r}: use one of {', '.join(CLOCKS)}")
+
+
+class RMSNorm(nn.Module):
+    """Each pixel's channels divided by their root mean square, times a weight per channel."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # the floor only keeps the derivative at a pixel of zeros finite
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-12) * self.weight[:, None, None]
+
+
+class Attention(nn.Module):
+    r"""Attention over the pixels of an image, added to its input.
+
+    ``"full"`` is :math:`V\,\mathrm{softmax}(Q^\top K/\sqrt d)^\top` (Vaswani et al., 2017), at a cost quadratic in the
+    pixels; ``"linear"`` is :math:`(V\,\mathrm{softmax}(K)^\top)\,\mathrm{softmax}(Q)` (Shen et al., 2021), linear in
+    them: K over the pixels, Q over the channels.
+
+    Args:
+        channels: Of the images.
+        kind: "linear" or "full".
+        heads: Number of heads.
+        head_dim: Channels of a head.
+    """
+
+    def __init__(self, channels: int, kind: str, heads: int, head_dim: int):
+        super().__init__()
+        self.kind, self.heads = kind, heads
+        self.norm = RMSNorm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * heads * head_dim, 1, bias=False)
+        self.out = nn.Conv2d(heads * head_dim, channels, 1)
+        self.after = RMSNorm(channels) if kind == "linear" else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        mixed = self.qkv(self.norm(x))
+        q, k, v = mixed.reshape(n, 3, self.heads, mixed.shape[1] // (3 * self.heads), h * w).unbind(1)
+        scale = q.shape[-2] ** -0.5
+        # Written out, since the fused kernels have no forward-mode derivative, which likelihoods need.
+        if self.kind == "linear":
+            y = (v @ k.softmax(-1).mT) @ (q.softmax(-2) * (scale / (h * w)))
+        else:
+            y = v @ (scale * q.mT @ k).softmax(-1).mT
+        return x + self.after(self.out(y.reshape(n, self.out.in_channels, h, w)))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, each with a norm and SiLU, added to the input; the time scales and shifts the first norm.
+
+    It takes ``wide_in`` channels and an embedded time of ``time_dim`` values, and gives ``wide`` channels.
+    """
+
+    def __init__(self, wide_in: int, wide: int, time_dim: int, norm: str, groups: int, dropout: float):
+        super().__init__()
+        self.dropout = dropout
+        self.time = nn.Linear(time_dim, 2 * wide)
+        self.conv1, self.conv2 = nn.Conv2d(wide_in, wide, 3, padding=1), nn.Conv2d(wide, wide, 3, padding=1)
+        self.norm1, self.norm2 = (nn.GroupNorm(groups, wide) if norm == "group" else RMSNorm(wide) for _ in range(2))
+        self.skip = nn.Conv2d(wide_in, wide, 1) if wide_in != wide else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        scale, shift = self.time(time)[:, :, None, None].chunk(2, 1)
+        h = F.silu(self.norm1(self.conv1(x)) * (1 + scale) + shift)
+        if self.dropout:
+            h = F.dropout(h, self.dropout, self.training)
+        return F.silu(self.norm2(self.conv2(h))) + self.skip(x)
+
+
+class _Level(nn.Module):
+    """Residual blocks, attention, and the step to the next level."""
+
+    def __init__(self, blocks: list[nn.Module], attention: nn.Module, move: nn.Module):
+        super().__init__()
+        self.blocks, self.attention, self.move = nn.ModuleList(blocks), attention, move
+
+
+class UNet(ImageModule):
+    """U-Net of an image and a time.
+
+    The defaults are the released setting. Weights start as torch's own layers do, the last one too; DDPM's original
+    code starts the last layer at zero, which is ``zero_last``.
+
+    Args:
+        dim: Channels of the finest level; even, since the embedded time has as many sines as cosines.
+        dim_mults: Channels of each level in units of ``dim``; each level but the first halves the image.
+        channels: Of the images.
+        blocks: Residual blocks a level and direction.
+        attention: "linear", "full" or None, one for all levels or one a level, finest first.
+        middle: Likewise, between the way down and the way up.
+        heads: Heads of each attention.
+        head_dim: Channels of each head.
+        norm: "group" or "rms" in the residual blocks.
+        groups: Groups of the group norm; must divide every level's channels.
+        dropout: Share of values dropped within the residual blocks, in training.
+        clock: What :meth:`time_of` makes of a time.
+        time_scale: Factor on the time before its sines are taken; a network of a short block may want a large one.
+        pad: Whether images whose sides the levels do not halve evenly get a rim of zeros; else they are refused.
+        zero_last: Whether the last layer starts at zero.
+        channels_last: Whether weights and work are laid out channels last; not faster on a CPU.
+        seed: The weights depend on it alone; or a generator, which is advanced.
+        dtype: Of the parameters.
+        device: Of the parameters.
+
+    Raises:
+        ValueError: for settings that do not fit together.
+
+    Example:
+        >>> net = UNet(dim=8, dim_mults=(1, 2), channels=1, groups=4)
+        >>> net(torch.zeros(5, 1, 8, 8), torch.rand(5)).shape
+        torch.Size([5, 1, 8, 8])
+    """
+
+    def __init__(
+        self, dim: int = 64, dim_mults: Sequence[int] = (1, 2, 4, 8), channels: int = 3, *, blocks: int = 2,
+        attention: str | None | Sequence[str | None] = "linear", middle: str | None = "full",
+        heads: int = 4, head_dim: int = 32, norm: str = "group", groups: int = 8, dropout: float = 0.0,
+        clock: str = "log_snr", time_scale: float = 1.0, pad: bool = True, zero_last: bool = False,
+        channels_last: bool = False, seed: int | torch.Generator = 0,
+        dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+    ):  # fmt: skip
+        kinds = (attention,) * len(dim_mults) if attention is None or isinstance(attention, str) else tuple(attention)
+        settings = {**arguments(locals()), "dim_mults": tuple(dim_mults), "attention": kinds}
+        super().__init__(channels, len(dim_mults), pad)
+        self.settings = settings
+        self.clock, self.time_scale, self.dim = clock, time_scale, dim
+        self._check_settings()
+        time_dim, widths = 4 * dim, [dim, *(dim * m for m in dim_mults)]
+        pairs = list(zip(widths, widths[1:], strict=False))
+
+        def block(wide_in: int, wide: int) -> ResidualBlock:
+            return ResidualBlock(wide_in, wide, time_dim, norm, groups, dropout)
+
+        def attend(wide: int, kind: str | None) -> nn.Module:
+            return nn.Identity() if kind is None else Attention(wide, kind, heads, head_dim)
+
+        with torch.device("meta"):  # leaves torch's global generator alone
+            self.first = nn.Conv2d(channels, dim, 7, padding=3)
+            self.time = nn.Sequential(nn.Linear(dim, time_dim), nn.GELU(), nn.Linear(time_dim, time_dim), nn.SiLU())
+            self.down, self.up = nn.ModuleList(), nn.ModuleList()
+            for level, ((a, b), kind) in enumerate(zip(pairs, kinds, strict=True)):
+                coarsest = level == len(pairs) - 1
+                # 2x2 at stride 2 is the same map as pixels unshuffled into channels and mixed
+                move = nn.Conv2d(a, b, 3, padding=1) if coarsest else nn.Conv2d(a, b, 2, stride=2)
+                self.down.append(_Level([block(a, a) for _ in range(blocks)], attend(a, kind), move))
+            self.middle = nn.ModuleList([block(b, b), attend(b, middle), block(b, b)])
+            for level, ((a, b), kind) in reversed(list(enumerate(zip(pairs, kinds, strict=True)))):
+                move = nn.Conv2d(b, a, 3, padding=1)
+                if level:
+                    move = nn.Sequential(nn.Upsample(scale_factor=2), move)
+                self.up.append(_Level([block(a + b, b) for _ in range(blocks)], attend(b, kind), move))
+            self.final = block(2 * dim, dim)
+            self.last = nn.Conv2d(dim, channels, 1)
+        self._start(seed, dtype, device, zero_last, channels_last)
+
+    def _check_settings(self) -> None:
+        """Refuses settings that do not fit together."""
+        s, kinds = self.settings, self.settings["attention"]
+        for name in ("dim", "channels", "blocks", "heads", "head_dim", "groups"):
+            if not isinstance(s[name], int) or s[name] < 1:
+                raise ValueError(f"UNet's {name} must be a positive whole number, got {s[name]!r}")
+        if not s["dim_mults"] or not all(isinstance(m, int) and m > 0 for m in s["dim_mults"]):
+            raise ValueError(f"UNet's dim_mults must be positive whole numbers, one a level, got {s['dim_mults']}")
+        if s["dim"] % 2 or s["dim"] < 4:
+            raise ValueError(f"UNet's dim must be an even number of at least 4, for the time's sines, got {s['dim']}")
+        for name, known in (("norm", NORMS), ("clock", CLOCKS), ("middle", KINDS), ("attention", KINDS)):
+            for found in kinds if name == "attention" else [s[name]]:
+                if found not in known:
+                    raise ValueError(f"unknown {name} {found!r}: use one of {', '.join(map(str, known))}")
+        if len(kinds) != len(s["dim_mults"]):
+            raise ValueError(f"attention names {len(kinds)} levels but dim_mults has {len(s['dim_mults'])}")
+        if s["norm"] == "group" and s["dim"] % s["groups"]:
+            raise ValueError(f"groups={s['groups']} does not divide the {s['dim']} channels of a level: choose another")
+        if not 0 <= s["dropout"] < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {s['dropout']!r}")
+
+    def time_of(self, t: float | Tensor, process: Process) -> Tensor:
+        """The scalar to call this network with at time t; see :func:`embedded_time`. Shape: that of t."""
+        return embedded_time(self.clock, t, process)
+
+    def _arguments(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x, x.new_zeros(len(x))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """The network's output.
+
+        Args:
+            x: Images. Shape: (n, C, H, W).
+            time: What :meth:`time_of` gives. Shape: (n,), or () for one time for all.
+
+        Returns:
+            Shape: (n, C, H, W).
+
+        Raises:
+            ValueError: for images or times of another shape, dtype or device than the network's.
+        """
+        h = self.enter(x)
+        time = as_time(time, x)
+        time = time if time.is_floating_point() else time.to(x.dtype)
+        if time.dim() > 1 or (time.dim() and len(time) != len(x)):
+            raise ValueError(f"UNet takes one time an image: {len(x)} images but times of shape {tuple(time.shape)}")
+        e = self.time(self._waves(time.expand(len(x))).to(h.dtype))
+        h = self.first(h)
+        begin, kept = h, []
+        for level in self.down:
+            for i, block in enumerate(level.blocks):
+                h = block(h, e)
+                if i == len(level.blocks) - 1:
+                    h = level.attention(h)
+                kept.append(h)
+            h = level.move(h)
+        first, attention, second = self.middle
+        h = second(attention(first(h, e)), e)
+        for level in self.up:
+            for block in level.blocks:
+                h = block(torch.cat([h, kept.pop()], 1), e)
+            h = level.move(level.attention(h))
+        return self.leave(self.last(self.final(torch.cat([h, begin], 1), e)), x)
+
+    def _waves(self, time: Tensor) -> Tensor:
+        """Sines and cosines at frequencies from 1 to 1/10000 (Vaswani et al., 2017). Shape: (n,) -> (n, dim)."""
+        half = self.dim // 2
+        ladder = torch.arange(half, device=time.device, dtype=time.dtype) * (-math.log(10000) / (half - 1))
+        phase = time[:, None] * (self.time_scale * ladder.exp())
+        return torch.cat([phase.sin(), phase.cos()], 1)
+
+
+def small(channels: int = 1, dim: int = 16, **settings) -> UNet:
+    """A U-Net of two levels for 8x8 digits.
+
+    Args:
+        channels: Of the images.
+        dim: Channels of the finer level, a multiple of 8.
+        settings: As of :class:`UNet`.
+
+    Example:
+        >>> small().parameter_count
+        188561
+    """
+    given = {"dim_mults": (1, 2), "attention": (None, "full"), "middle": "full", "head_dim": 16, "heads": 2}
+    return UNet(dim, channels=channels, **{**given, **settings})
