@@ -7,12 +7,17 @@ second process doubles the work done.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable
 
 import joblib
 import torch
 
 from psmlib.progress import bar
+
+
+# a worker that has grown is replaced, its jobs go to the next; a reader need not hear of it
+warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
 
 
 def cores() -> int:
