@@ -15,7 +15,6 @@ import torch
 
 from psmlib.progress import bar
 
-
 # a worker that has grown is replaced, its jobs go to the next; a reader need not hear of it
 warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
 
