@@ -120,9 +120,9 @@ def summarise(ratios: Sequence[Tensor], floor: float) -> Nll:
     return Nll(floor + excess, math.sqrt(variance), floor, excess, seeds)
 
 
-def diffused_points(toy: Mixture, process: Process, t: float, n: int, seed: int = 0) -> Tensor:
-    """Independent draws of x_t. Shape: (n, d)."""
-    generator = torch.Generator().manual_seed(seed)
+def diffused_points(toy: Mixture, process: Process, t: float, n: int, seed: int | torch.Generator = 0) -> Tensor:
+    """Independent draws of x_t, from a seed or from where a generator stands. Shape: (n, d)."""
+    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     x0 = toy.sample(n, generator)
     return process.perturb(x0, t, torch.randn(x0.shape, generator=generator, dtype=x0.dtype))
 
@@ -153,8 +153,7 @@ def excess_loss(score: Score, toy: Mixture, process: Process, times: Tensor, n: 
     """
     generator, exact, out = torch.Generator().manual_seed(seed), toy.diffused(process), []
     for t in times.tolist():
-        x0 = toy.sample(n, generator)
-        x = process.perturb(x0, t, torch.randn(x0.shape, generator=generator, dtype=x0.dtype))
+        x = diffused_points(toy, process, t, n, generator)
         truth = exact.velocity(x, t) if score.native == "velocity" else exact.eps(x, t)
         out.append((score.predict(x.to(**score.home), t).cpu() - truth).square().mean())
     return torch.stack(out)
