@@ -18,6 +18,7 @@ import inspect
 import torch
 from torch import Tensor
 
+from psmlib.batches import make_batch
 from psmlib.denoiser_clustering import by_optimal_denoiser
 from psmlib.floors import irreducible_loss
 from psmlib.gaussian_path import Process
@@ -27,7 +28,6 @@ from psmlib.objectives import Denoising, FlowMatching
 from psmlib.partition import Partition
 from psmlib.sampling import grids
 from psmlib.segments import best_segments
-from psmlib.training import make_batch
 
 
 def split(method: str = "optimal_denoiser", **arguments) -> tuple[float, ...]:

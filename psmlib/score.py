@@ -133,8 +133,13 @@ class Score:
         value, jac = self.jacobian(x, t, "velocity")
         return value, jac.diagonal(dim1=-2, dim2=-1).sum(-1)
 
+    def velocity_and_quadratic(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The velocity, (n, *shape), and u^T (dv/dx) u, (n,): Hutchinson's estimate of its divergence."""
+        value, slope = self.velocity_jvp(x, t, u)
+        return value, (slope * u).flatten(1).sum(1)
+
     def velocity_jvp(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The velocity and its derivative along ``u``, for Hutchinson's trace estimate."""
+        """The velocity and its derivative along ``u``. Shapes: (n, *shape) each."""
         value, tangent = self.predict_jvp(x, t, u)
         if self.native == "velocity":
             return value, tangent

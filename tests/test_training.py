@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from psmlib.batches import draw_times, make_batch
 from psmlib.data.toys import HG, Mixture
 from psmlib.nets.bank import Bank, stream
 from psmlib.nets.mlp import Conditioned, Plain
@@ -14,7 +15,8 @@ from psmlib.objectives import Denoising, FlowMatching
 from psmlib.optim import OPTIMISERS, Adam, one_cycle
 from psmlib.partition import Partition
 from psmlib.process import VP, OTFlow
-from psmlib.training import CHUNK, Progress, _Steps, draw_times, fit, make_batch
+from psmlib.training import CHUNK, Progress, fit
+from psmlib.training_steps import BankSteps
 
 F64 = torch.float64
 P = VP(0.0, 10.0)
@@ -102,7 +104,7 @@ def test_all_networks_in_one_launch_take_the_same_steps():
     bank, progress = run(Bank(NET, 3, dtype=F64), partition, updates=50, ema=0.9, lr=1e-2)
     other = Bank(NET, 3, dtype=F64)
     moments, average = Adam(other.params), other.copy()
-    step = _Steps(other, HG(), P, partition, Denoising(), 16, 0, lambda i: 1e-2, 0.0, 1e-5, 0.9)
+    step = BankSteps(other, HG(), P, partition, Denoising(), 16, 0, lambda i: 1e-2, 0.0, 1e-5, 0.9)
     loss = step.run(slice(0, 3), moments, torch.empty_like(other.params), average, 0, 50)
     assert torch.allclose(loss, progress.loss, rtol=1e-10)
     assert torch.allclose(other.params, bank.params, rtol=1e-9, atol=1e-11)

@@ -3,7 +3,6 @@ r"""A bank: K networks of one architecture held as one stack of parameters, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,9 +12,9 @@ from torch import Tensor
 from psmlib import checkpoint
 from psmlib.gaussian_path import Process, as_time, expand
 from psmlib.kernels.bank_mlp import BankMLP, bank_mlp_ref, layers
+from psmlib.nets.block_score import BlockScore
 from psmlib.nets.mlp import ARCHITECTURES, Plain
 from psmlib.partition import Partition
-from psmlib.score import Score
 
 _ROWS = 1024
 """Points a piece when a field is evaluated on a CPU: enough to hide the cost of a call, few enough for the cache."""
@@ -58,6 +57,9 @@ class Bank:
         torch.Size([4, 30952])
     """
 
+    first = 0
+    """The block that the first network answers for; another in a part of a larger bank."""
+
     def __init__(
         self, arch: Plain, size: int, *, native: str = "eps", seed: int = 0,
         dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
@@ -81,6 +83,26 @@ class Bank:
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.params.device
+
+    @property
+    def description(self) -> str:
+        """The architecture in words, for a checkpoint to remember."""
+        return repr(self.arch)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that tells one bank of an architecture from another, by name; rows are networks."""
+        return {"params": self.params}
+
+    @property
+    def whole(self) -> int:
+        """How many networks the bank has that this one is a part of: its own number, it is no part."""
+        return len(self)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the layers, for optimisers that work on matrices."""
+        return self.arch.widths
 
     def copy(self, params: Tensor | None = None) -> Bank:
         """A bank of the same architecture with its own parameters (by default a copy of these)."""
@@ -124,14 +146,8 @@ class Bank:
         return BankScore(self, partition, process)
 
 
-class BankScore(Score):
-    """A trained bank joined with its partition and process.
-
-    For a discrete partition (DPSM) the field within a block is the one of its time point, coefficients
-    included: Parallel Score Matching, Appendix H.
-
-    Raises:
-        ValueError: when the bank's size and the partition's differ, or the process runs past the blocks.
+class BankScore(BlockScore):
+    """A trained bank joined with its partition and process; see :class:`psmlib.nets.block_score.BlockScore`.
 
     Example:
         >>> from psmlib.process import VP
@@ -141,48 +157,11 @@ class BankScore(Score):
     """
 
     def __init__(self, bank: Bank, partition: Partition, process: Process, block: int | None = None):
-        if len(bank) != len(partition):
-            raise ValueError(f"the bank holds {len(bank)} networks but {partition!r} has {len(partition)} blocks")
-        partition.check_covers(process)
-        self.bank, self.partition, self.process, self.block = bank, partition, process, block
-        self.native = bank.native
-        self._work: dict[tuple, BankMLP] = {}
+        super().__init__(bank, partition, process, block)
+        self._work: dict[tuple, BankMLP] = {}  # one set of buffers serves all blocks: 200 sets would fill the memory
 
-    @property
-    def home(self) -> dict:
-        return {"dtype": self.bank.params.dtype, "device": self.bank.device}
-
-    def on_block(self, t: float) -> BankScore:
-        if self.block is None and not hasattr(self, "_pinned"):
-            self._pinned = [BankScore(self.bank, self.partition, self.process, k) for k in range(len(self.bank))]
-            for piece in self._pinned:
-                piece._work = self._work  # buffers for one block serve all: 200 sets would fill the memory
-        return self if self.block is not None else self._pinned[int(self.partition.block_of(t))]
-
-    def _piece(self, k: int) -> BankScore:
-        """Network k alone."""
-        return self.on_block(self.partition.times[k])
-
-    def _time(self, t: Tensor, k: int) -> Tensor:
-        """The time that network k is asked about: its own point if the partition is discrete."""
-        return torch.full_like(t, self.partition.times[k]) if self.partition.discrete else t
-
-    def _each_block(self, f: Callable, x: Tensor, t: float | Tensor) -> tuple[Tensor, ...]:
-        """Calls f(k, x, t) for the networks concerned, piece by piece, and puts the answers in order."""
-        t = as_time(t, x)
-        if self.block is not None or t.dim() == 0:
-            k = self.block if self.block is not None else int(self.partition.block_of(t))
-            rows = _ROWS if x.device.type == "cpu" else 1 << 16
-            pieces = [f(k, x[i : i + rows], t[i : i + rows] if t.dim() else t) for i in range(0, max(1, len(x)), rows)]
-            return tuple(torch.cat(p) for p in zip(*pieces, strict=True))
-        block, out = self.partition.block_of(t), None
-        for k in block.unique().tolist() or [0]:  # no points: any network gives the shape
-            index = (block == k).nonzero()[:, 0]
-            part = BankScore._each_block(self._piece(k), f, x[index], t[index])
-            out = out or tuple(x.new_empty(len(x), *p.shape[1:]) for p in part)
-            for whole, piece in zip(out, part, strict=True):
-                whole[index] = piece
-        return out
+    def _rows(self, x: Tensor) -> int:
+        return _ROWS if x.device.type == "cpu" else 1 << 16
 
     def _run(self, k: int, x: Tensor, t: Tensor, directions: list[Tensor]) -> tuple[Tensor, ...]:
         """Network k: value (n, d) and derivatives along each direction, (n, d) each."""
@@ -259,20 +238,3 @@ class BankScore(Score):
         value = bank_mlp_ref(flat, arch.widths, h)[0]
         skip = arch.skip(s, self.process, self.native)
         return value if skip is None else value + expand(skip, x) * x
-
-    def trace_gradient(self, x: Tensor, t: float | Tensor) -> Tensor:
-        if self.block is not None:
-            return super().trace_gradient(x, t)
-        return self._each_block(lambda k, y, s: (self._piece(k).trace_gradient(y, s),), x, t)[0]
-
-    def time_derivative(self, x: Tensor, t: float | Tensor) -> Tensor:
-        if self.block is not None:
-            return super().time_derivative(x, t)
-        return self._each_block(lambda k, y, s: (self._piece(k).time_derivative(y, s),), x, t)[0]
-
-    def clock(self, t: float | Tensor) -> float | Tensor:
-        if not self.partition.discrete:
-            return t
-        t = torch.as_tensor(t, dtype=torch.float64)
-        k = torch.full(t.shape, self.block, device=t.device) if self.block is not None else self.partition.block_of(t)
-        return torch.tensor(self.partition.times, dtype=torch.float64, device=t.device)[k]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from psmlib.gaussian_path import Process
 from psmlib.memory import HeldBytes
 from psmlib.nets.bank import stream
 
@@ -94,6 +95,10 @@ class ImageModule(nn.Module):
             if training:
                 F.mse_loss(out, torch.zeros_like(out)).backward()
         return state + held.peak
+
+    def inputs(self, x: Tensor, t: float | Tensor, process: Process) -> tuple[Tensor, ...]:
+        """What to call the network with for images ``x`` at times ``t``, of shape () or (n,): here the images alone."""
+        return (x,)
 
     def _arguments(self, x: Tensor) -> tuple[Tensor, ...]:
         """What the network is called with."""

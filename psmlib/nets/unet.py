@@ -1,7 +1,7 @@
 r"""The U-Net of denoising diffusion (Ho et al., 2020, Appendix B), as Parallel Score Matching used it.
 
-Each level has residual blocks that are scaled and shifted by the time, and attention; the way up meets each level of
-the way down again. ``UNet()`` has the 35,711,107 parameters of the released setting: that of the package the paper's
+Each level has residual blocks that the time scales and shifts, and attention; the way up meets each level of the way
+down again. ``UNet()`` has the 35,711,107 parameters of the released setting: that of the package the paper's
 scripts call with dim 64 and multipliers 1, 2, 4, 8, in its releases from January to June 2023. Later releases differ
 by full attention at the coarsest level (``attention=("linear",) * 3 + ("full",)``: 35,710,339) or by other norms.
 
@@ -234,8 +234,12 @@ class UNet(ImageModule):
             raise ValueError(f"dropout must lie in [0, 1), got {s['dropout']!r}")
 
     def time_of(self, t: float | Tensor, process: Process) -> Tensor:
-        """The scalar to call this network with at time t; see :func:`embedded_time`. Shape: that of t."""
+        """The scalar for time t; see :func:`embedded_time`. Shape: that of t."""
         return embedded_time(self.clock, t, process)
+
+    def inputs(self, x: Tensor, t: float | Tensor, process: Process) -> tuple[Tensor, ...]:
+        """Images and the scalar that stands for the times ``t``, taken in t's own dtype before it is rounded."""
+        return x, self.time_of(as_time(t, x), process).to(x.dtype)
 
     def _arguments(self, x: Tensor) -> tuple[Tensor, ...]:
         return x, x.new_zeros(len(x))
@@ -253,8 +257,7 @@ class UNet(ImageModule):
         Raises:
             ValueError: for images or times of another shape, dtype or device than the network's.
         """
-        h = self.enter(x)
-        time = as_time(time, x)
+        h, time = self.enter(x), as_time(time, x)
         time = time if time.is_floating_point() else time.to(x.dtype)
         if time.dim() > 1 or (time.dim() and len(time) != len(x)):
             raise ValueError(f"UNet takes one time an image: {len(x)} images but times of shape {tuple(time.shape)}")

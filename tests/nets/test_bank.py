@@ -220,7 +220,7 @@ def test_one_set_of_buffers_serves_every_block():
     score, n = Bank(SMALL, 50).score(Partition.equal(50), P), 40
     for k in range(50):
         score.on_block((k + 0.5) / 50).predict_jacobian(points(n), 0.5)
-    held = {id(work): work for piece in (score, *score._pinned) for work in piece._work.values()}
+    held = {id(work): work for piece in (score, *score._pinned.values()) for work in piece._work.values()}
     assert len(held) == 1 and sum(len(w._act) for w in held.values()) == 3
 
 

@@ -1,0 +1,82 @@
+"""Training batches: noised data with times from one block, and what a network shall say of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from psmlib.gaussian_path import Process, expand
+from psmlib.nets.bank import Bank
+from psmlib.partition import Partition
+
+
+def draw_times(
+    partition: Partition, k: int, n: int, generator: torch.Generator, log_share: float, t_min: float
+) -> Tensor:
+    r"""Training times for block k: uniform, with a share drawn log-uniformly. Shape: (n,), float64.
+
+    The likelihood weighs the noise-prediction error by :math:`d\log\mathrm{SNR}`, which is close to
+    :math:`d\log t` near t = 0, where uniform times hardly ever look.
+
+    Args:
+        partition: The blocks.
+        k: Which block.
+        n: How many times.
+        generator: Source of randomness.
+        log_share: Share of log-uniform draws, 0 for the papers' uniform sampling.
+        t_min: Left end of the log-uniform draws in the block that starts at 0.
+    """
+    lo, hi = partition.bounds(k)
+    if partition.discrete:
+        return torch.full((n,), hi, dtype=torch.float64)
+    u = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
+    t = lo + (hi - lo) * (1 - u)  # 1 - u is never 0, and at t = 0 there is no noise to predict
+    if log_share:
+        start = max(lo, min(t_min, hi / 2))
+        chosen = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device) < log_share
+        t = torch.where(chosen, start * (hi / start) ** u, t)
+    return t
+
+
+def noised(
+    bank, data, process: Process, partition: Partition, objective, k: int, n: int,
+    generator: torch.Generator, log_share: float = 0.0, t_min: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Points x_t, their times and regression targets for block k, where and as the bank's parameters are.
+
+    Args:
+        bank: Gives dtype and device.
+        data: A density with ``sample(n, generator)``, or a tensor of points to draw from. Shape: (N, *shape).
+        process: The Gaussian path.
+        partition: The blocks.
+        objective: Makes the targets.
+        k: Which block.
+        n: How many points.
+        generator: Source of randomness.
+        log_share: As in :func:`draw_times`.
+        t_min: As in :func:`draw_times`.
+
+    Returns:
+        Shapes: (n, *shape), (n,), (n, *shape).
+    """
+    dtype = bank.params.dtype
+    if isinstance(data, Tensor):
+        rows = torch.randint(len(data), (n,), generator=generator, device=generator.device)
+        x0 = data[rows.to(data.device)].to(bank.device, dtype)
+    else:
+        x0 = data.sample(n, generator).to(bank.device, dtype)
+    t = draw_times(partition, k, n, generator, log_share, t_min).to(bank.device)
+    eps = torch.randn(x0.shape, generator=generator, dtype=dtype, device=generator.device).to(bank.device)
+    return process.perturb(x0, t, eps), t, objective.target(process, x0, t, eps)
+
+
+def make_batch(
+    bank: Bank, data, process: Process, partition: Partition, objective, k: int, n: int,
+    generator: torch.Generator, log_share: float, t_min: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Inputs (n, F) and regression targets (n, d) of an MLP, for block k; arguments as of :func:`noised`."""
+    x, t, target = noised(bank, data, process, partition, objective, k, n, generator, log_share, t_min)
+    skip = bank.arch.skip(t, process, bank.native)
+    if skip is not None:
+        target = target - expand(skip, x) * x
+    return bank.arch.features(x, t, process), target
