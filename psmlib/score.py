@@ -8,6 +8,7 @@ each experiment can be run with no training error at all.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -16,6 +17,14 @@ from psmlib.gaussian_path import Process, as_time, expand
 
 # torch's own forward mode calls its deprecated torch.jit.script when it is first used; a reader can do nothing about it
 warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is deprecated", category=FutureWarning)
+
+
+def _basis(x: Tensor) -> Iterator[Tensor]:
+    """The unit vectors of the space that each point of ``x`` lies in, one for all points at a time."""
+    for j in range(x[0].numel() if len(x) else x.flatten(1).shape[1]):
+        e = torch.zeros_like(x)
+        e.flatten(1)[:, j] = 1
+        yield e
 
 
 class Score:
@@ -42,13 +51,11 @@ class Score:
         return torch.func.jvp(lambda y: self.predict(y, t), (x,), (u,))
 
     def predict_jacobian(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """The native prediction, (n, d), and its Jacobian, (n, d, d), row = output; for flat data."""
+        """The native prediction, (n, *shape), and its Jacobian, (n, D, D), row = output, axes flattened to D."""
         columns = []
-        for j in range(x.shape[1]):
-            u = torch.zeros_like(x)
-            u[:, j] = 1
-            value, column = self.predict_jvp(x, t, u)
-            columns.append(column)
+        for e in _basis(x):
+            value, column = self.predict_jvp(x, t, e)
+            columns.append(column.flatten(1))
         return value, torch.stack(columns, -1)
 
     def on_block(self, t: float) -> Score:
@@ -88,12 +95,12 @@ class Score:
         return tuple(self.process.convert(x, s, value, self.native, kind) for kind in ("velocity", "score"))
 
     def jacobian(self, x: Tensor, t: float | Tensor, kind: str = "score") -> tuple[Tensor, Tensor]:
-        """A prediction of the named kind, (n, d), and its Jacobian, (n, d, d)."""
+        """A prediction of the named kind, (n, *shape), and its Jacobian, (n, D, D)."""
         value, jac = self.predict_jacobian(x, t)
         if kind == self.native:
             return value, jac
         a, b = self.process.conversion(as_time(self.clock(t), x), self.native, kind)
-        eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        eye = torch.eye(jac.shape[-1], dtype=x.dtype, device=x.device)
         return expand(a, x) * x + expand(b, x) * value, expand(a, jac) * eye + expand(b, jac) * jac
 
     def divergence(self, x: Tensor, t: float | Tensor) -> Tensor:
@@ -109,16 +116,14 @@ class Score:
         return self.process.convert(x, self.clock(t), self.differentiable(x, t), self.native, "score")
 
     def trace_gradient(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """Gradient of the trace of the score's Jacobian, for flat data. Shape: (n, d)."""
+        """Gradient of the trace of the score's Jacobian. Shape: (n, *shape)."""
         t = as_time(t, x)
 
         def trace(y: Tensor) -> Tensor:
             total = y.new_zeros(())
-            for j in range(y.shape[1]):
-                u = torch.zeros_like(y)
-                u[:, j] = 1
-                slope = torch.func.jvp(lambda z: self._differentiable_score(z, t), (y,), (u,))[1]
-                total = total + slope[:, j].sum()  # points do not meet, so the sum has the gradient of each
+            for e in _basis(y):
+                slope = torch.func.jvp(lambda z: self._differentiable_score(z, t), (y,), (e,))[1]
+                total = total + (slope * e).sum()  # points do not meet, so the sum has the gradient of each
             return total
 
         return torch.func.grad(trace)(x)
@@ -129,7 +134,7 @@ class Score:
         return torch.func.jvp(lambda s: self._differentiable_score(x, s), (t,), (torch.ones_like(t),))[1]
 
     def velocity_and_divergence(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """The velocity, (n, d), and the trace of its Jacobian, (n,): what a likelihood integrates."""
+        """The velocity, (n, *shape), and the trace of its Jacobian, (n,): what a likelihood integrates."""
         value, jac = self.jacobian(x, t, "velocity")
         return value, jac.diagonal(dim1=-2, dim2=-1).sum(-1)
 
@@ -137,6 +142,15 @@ class Score:
         """The velocity, (n, *shape), and u^T (dv/dx) u, (n,): Hutchinson's estimate of its divergence."""
         value, slope = self.velocity_jvp(x, t, u)
         return value, (slope * u).flatten(1).sum(1)
+
+    def _velocity(
+        self, x: Tensor, t: float | Tensor, value: Tensor, form: Tensor, unit: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Velocity and a linear form of its Jacobian, from those of the native prediction; ``unit`` is that of I."""
+        if self.native == "velocity":
+            return value, form
+        a, b = self.process.conversion(as_time(self.clock(t), x), self.native, "velocity")
+        return expand(a, x) * x + expand(b, x) * value, expand(a, form) * unit + expand(b, form) * form
 
     def velocity_jvp(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """The velocity and its derivative along ``u``. Shapes: (n, *shape) each."""

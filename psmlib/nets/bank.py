@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from psmlib import checkpoint
-from psmlib.gaussian_path import Process, as_time, expand
+from psmlib.gaussian_path import Process, expand
 from psmlib.kernels.bank_mlp import BankMLP, bank_mlp_ref, layers
 from psmlib.nets.block_score import BlockScore
 from psmlib.nets.mlp import ARCHITECTURES, Plain
@@ -204,14 +204,8 @@ class BankScore(BlockScore):
             return value.clone(), trace
         return value + expand(skip, x) * x, trace + x.shape[1] * expand(skip, trace)
 
-    def velocity_and_divergence(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        if not self.bank.arch.shared_tangents:
-            return super().velocity_and_divergence(x, t)
-        value, trace = self._each_block(self._trace, x, t)
-        if self.native == "velocity":
-            return value, trace
-        a, b = self.process.conversion(as_time(self.clock(t), x), self.native, "velocity")
-        return expand(a, x) * x + expand(b, x) * value, x.shape[1] * expand(a, trace) + expand(b, trace) * trace
+    def predict_trace(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        return self._each_block(self._trace, x, t) if self.bank.arch.shared_tangents else super().predict_trace(x, t)
 
     def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
         return self._each_block(lambda k, y, s: self._run(k, y, s, []), x, t)[0]

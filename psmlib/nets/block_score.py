@@ -79,6 +79,24 @@ class BlockScore(Score):
                 whole[index] = piece
         return out
 
+    def predict_trace(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        """The native prediction, (n, *shape), and the trace of its Jacobian, (n,)."""
+        value, jac = self.predict_jacobian(x, t)
+        return value, jac.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+    def predict_quadratic(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The native prediction, (n, *shape), and u^T J u with its Jacobian J, (n,)."""
+        value, slope = self.predict_jvp(x, t, u)
+        return value, (slope * u).flatten(1).sum(1)
+
+    def velocity_and_divergence(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        value, trace = self.predict_trace(x, t)
+        return self._velocity(x, t, value, trace, torch.full_like(trace, x[:1].numel()))
+
+    def velocity_and_quadratic(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        value, form = self.predict_quadratic(x, t, u)
+        return self._velocity(x, t, value, form, u.square().flatten(1).sum(1))
+
     def trace_gradient(self, x: Tensor, t: float | Tensor) -> Tensor:
         if self.block is not None:
             return super().trace_gradient(x, t)

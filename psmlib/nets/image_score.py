@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from psmlib.gaussian_path import as_time, expand
 from psmlib.nets.block_score import BlockScore
 
 
@@ -57,36 +56,26 @@ class ImageScore(BlockScore):
 
         return self._each_block(f, torch.cat([x, u], 1), t)
 
-    def _pullback(self, k: int, y: Tensor, s: Tensor, probes: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    def _pullback(self, k: int, x: Tensor, s: Tensor, probes: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         """What network k says and the sum of u^T J u over the probes. Shapes: (n, *shape), (n,)."""
         with torch.enable_grad():
-            y = y.detach().to(self.bank.params.dtype).requires_grad_()
-            value, total = self._network(k, y, s), 0.0
+            y = x.detach().to(self.bank.params.dtype).requires_grad_()
+            value, total = self._network(k, y, s), x.new_zeros(len(x))
             for u in probes:
                 pulled = torch.autograd.grad(value, y, u.to(y.dtype), retain_graph=True)[0]
-                total = total + (pulled * u).flatten(1).sum(1)
-        return value.detach(), total
+                total = total + (pulled * u).flatten(1).sum(1)  # in the dtype of x: u has it
+        return value.detach().to(x.dtype), total
 
-    def velocity_and_quadratic(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_quadratic(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         def f(k: int, pair: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
             y, v = pair.chunk(2, 1)
             return self._pullback(k, y, s, [v])
 
-        value, form = self._each_block(f, torch.cat([x, u], 1), t)
-        return self._as_velocity(x, t, value, form, u.square().flatten(1).sum(1))
+        return self._each_block(f, torch.cat([x, u], 1), t)
 
-    def velocity_and_divergence(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+    def predict_trace(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         def f(k: int, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-            basis = torch.eye(y[0].numel(), dtype=y.dtype, device=y.device).reshape(-1, 1, *y.shape[1:])
+            basis = torch.eye(y[:1].numel(), dtype=y.dtype, device=y.device).reshape(-1, 1, *y.shape[1:])
             return self._pullback(k, y, s, (e.expand_as(y) for e in basis))
 
-        value, trace = self._each_block(f, x, t)
-        return self._as_velocity(x, t, value, trace, torch.full_like(trace, x[0].numel()))
-
-    def _as_velocity(
-        self, x: Tensor, t: float | Tensor, value: Tensor, form: Tensor, identity: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Velocity and its quadratic form from those of the native prediction; ``identity`` is the form of I."""
-        a, b = self.process.conversion(as_time(self.clock(t), x), self.native, "velocity")
-        velocity, form = expand(a, x) * x + expand(b, x) * value.to(x.dtype), form.to(x.dtype)
-        return velocity, expand(a, form) * identity + expand(b, form) * form
+        return self._each_block(f, x, t)

@@ -1,0 +1,105 @@
+r"""Discrete Parallel Score Matching with interpolation: between two time points, a mixture of their networks.
+
+Haxholli and Lorenzi (PSM, Appendix H) hold the field constant between the points, coefficients included, and say that
+precise likelihoods ask for interpolation. :class:`Interpolated` gives it:
+
+.. math:: \hat\varepsilon(x, t) = (1-w)\,\hat\varepsilon_i(x) + w\,\hat\varepsilon_{i+1}(x), \qquad
+          w = \frac{t - t_i}{t_{i+1} - t_i},
+
+with the process's own coefficients at t. Below the first point the first network answers alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from psmlib.gaussian_path import as_time, expand
+from psmlib.nets.block_score import BlockScore
+from psmlib.score import Score
+
+
+class Interpolated(Score):
+    """A discrete bank's Score, linear in time between its points.
+
+    Args:
+        score: Of a bank on ``Partition.points(...)``.
+
+    Raises:
+        ValueError: when the partition is not of points.
+
+    Example:
+        >>> from psmlib.nets.bank import Bank
+        >>> from psmlib.nets.mlp import Plain
+        >>> from psmlib.partition import Partition
+        >>> from psmlib.process import VP
+        >>> ends = Bank(Plain(times=0), 2).score(Partition.points(2), VP(0., 10.))
+        >>> x = torch.ones(1, 2)
+        >>> middle = Interpolated(ends).eps(x, .75)
+        >>> torch.allclose(middle, (ends.predict(x, .5) + ends.predict(x, 1.)) / 2)
+        True
+    """
+
+    def __init__(self, score: BlockScore):
+        if not score.partition.discrete:
+            raise ValueError(f"only networks of time points can be interpolated, not those of {score.partition!r}")
+        self.points, self.partition, self.process = score, score.partition, score.process
+        self.native = score.native
+
+    @property
+    def home(self) -> dict:
+        return self.points.home
+
+    def _neighbours(self, t: float | Tensor) -> list[tuple[BlockScore, float]]:
+        """The one or two networks that answer at a time, with their weights."""
+        t, times = float(t), self.partition.times
+        k = int(self.partition.block_of(t))
+        w = 1.0 if k == 0 else (t - times[k - 1]) / (times[k] - times[k - 1])
+        return [(self.points.on_block(times[j]), v) for j, v in ((k - 1, 1 - w), (k, w)) if v]
+
+    def _mixed(self, name: str, x: Tensor, t: float | Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+        """The mixture of what the networks' method ``name`` gives at t, each asked about its own time."""
+        t = as_time(t, x)
+        if t.dim():
+            out = None
+            for s in t.unique() if len(t) else [self.process.T]:
+                rows = (t == s).nonzero()[:, 0]
+                part = self._mixed(name, x[rows], float(s), *(m[rows] for m in more))
+                out = out or tuple(x.new_empty(len(x), *p.shape[1:]) for p in part)
+                for whole, piece in zip(out, part, strict=True):
+                    whole[rows] = piece
+            return out
+        total = None
+        for piece, weight in self._neighbours(t):
+            found = getattr(piece, name)(x, self.partition.times[piece.block], *more)
+            found = tuple(weight * f for f in (found if isinstance(found, tuple) else (found,)))
+            total = found if total is None else tuple(a + b for a, b in zip(total, found, strict=True))
+        return total
+
+    def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
+        return self._mixed("predict", x, t)[0]
+
+    def predict_jvp(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        return self._mixed("predict_jvp", x, t, u)
+
+    def predict_jacobian(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        return self._mixed("predict_jacobian", x, t)
+
+    def predict_quadratic(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        return self._mixed("predict_quadratic", x, t, u)
+
+    def predict_trace(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        return self._mixed("predict_trace", x, t)
+
+    velocity_and_divergence = BlockScore.velocity_and_divergence
+    velocity_and_quadratic = BlockScore.velocity_and_quadratic
+
+    def differentiable(self, x: Tensor, t: Tensor) -> Tensor:
+        if t.dim():
+            raise ValueError("an interpolated score is differentiated at one time: call it once for each")
+        lower = [time for time in self.partition.times if time < float(t)]
+        i = min(max(len(lower) - 1, 0), len(self.partition) - 2)
+        a, b = self.partition.times[i : i + 2]
+        ends = [self.points.on_block(s).differentiable(x, torch.as_tensor(s, dtype=x.dtype)) for s in (a, b)]
+        w = ((t - a) / (b - a)).clamp(min=0)
+        return ends[0] + expand(w, x) * (ends[1] - ends[0])
