@@ -9,6 +9,7 @@ from pathlib import Path
 
 from psmlib import paths
 from psmlib.nets.bank import Bank
+from psmlib.nets.image_bank import ImageBank
 from psmlib.training import fit
 
 
@@ -22,7 +23,7 @@ class Snapshots:
         losses: Mean training loss of each network at each stop. Shape: (K,).
     """
 
-    banks: dict[int, Bank]
+    banks: dict[int, Bank | ImageBank]
     seconds: dict[int, float]
     losses: dict[int, list[float]]
 
@@ -46,7 +47,7 @@ def place(notebook: str, profile: str, *parts) -> Path | None:
 
 
 def train(
-    bank: Bank, data, process, partition, *, stops: Iterable[int], folder: Path | None = None, **settings
+    bank: Bank | ImageBank, data, process, partition, *, stops: Iterable[int], folder: Path | None = None, **settings
 ) -> Snapshots:
     """Trains a bank to the last stop and keeps a copy at each.
 
@@ -77,7 +78,7 @@ def train(
         raise ValueError(f"stops must be positive multiples of 50 updates, got {stops}")
     kept = Snapshots({}, {}, {})
     if folder is not None:
-        _read(kept, folder, stops)
+        _read(kept, folder, stops, type(bank))
     if set(kept.banks) == set(stops):
         return kept
     path = None if folder is None else folder / "running.safetensors"
@@ -95,9 +96,9 @@ def train(
     return kept
 
 
-def _read(kept: Snapshots, folder: Path, stops: list[int]) -> None:
+def _read(kept: Snapshots, folder: Path, stops: list[int], kind: type) -> None:
     for stop in stops:
         file = folder / f"{stop}.safetensors"
         if file.exists():
-            kept.banks[stop], about = Bank.load(file)
+            kept.banks[stop], about = kind.load(file)
             kept.seconds[stop], kept.losses[stop] = about["seconds"], about["losses"]

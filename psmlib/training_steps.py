@@ -110,7 +110,7 @@ class ImageSteps(BankSteps):
         self.bank.bind_gradients(k, grad[k])
         params, grads, moments = self.bank.params[part], grad[part], moments.part(part)
         total, start = params.new_zeros(()), done % CHUNK
-        net.train()
+        net.train().requires_grad_(True)
         for i in range(n):
             rows = slice((start + i) * self.batch_size, (start + i + 1) * self.batch_size)
             grads.zero_()
@@ -120,7 +120,7 @@ class ImageSteps(BankSteps):
             total += loss.detach()
             moments.step(params, grads, lr=self.rate(done + i), count=done + i + 1)
             self.average_in(average, part)
-        net.eval()
+        net.eval().requires_grad_(False)
         return total / n
 
 

@@ -100,12 +100,12 @@ class ImageBank:
         return {"params": self.params, "buffers": self.buffers}
 
     def network(self, k: int) -> ImageModule:
-        """Network k, in evaluation mode; its weights are windows on row k, so what changes one changes the other."""
+        """Network k, in evaluation mode and frozen; its weights are windows on row k, and change with it."""
         if k not in self._networks:
             net = self.kind(**self.settings, dtype=self.params.dtype, device=self.device)
             for row, tensor in _windows(net, self.params[k], self.buffers[k]):
                 tensor.data = row
-            self._networks[k] = net.eval()
+            self._networks[k] = net.eval().requires_grad_(False)
         return self._networks[k]
 
     def bind_gradients(self, k: int, row: Tensor) -> None:

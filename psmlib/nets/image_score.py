@@ -33,7 +33,6 @@ class ImageScore(BlockScore):
     def _network(self, k: int, x: Tensor, t: Tensor) -> Tensor:
         """What network k says, in its own dtype."""
         net = self.bank.network(k)
-        net.eval()
         return net(*net.inputs(x, self._time(t, k), self.process))
 
     def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
