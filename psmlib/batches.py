@@ -25,6 +25,10 @@ def draw_times(
         generator: Source of randomness.
         log_share: Share of log-uniform draws, 0 for the papers' uniform sampling.
         t_min: Left end of the log-uniform draws in the block that starts at 0.
+
+    Example:
+        >>> draw_times(Partition.points(2), 0, 3, torch.Generator(), 0., 1e-5).tolist()
+        [0.5, 0.5, 0.5]
     """
     lo, hi = partition.bounds(k)
     if partition.discrete:
@@ -45,7 +49,7 @@ def noised(
     """Points x_t, their times and regression targets for block k, where and as the bank's parameters are.
 
     Args:
-        bank: Gives dtype and device.
+        bank: Of MLPs or of image networks; gives dtype and device.
         data: A density with ``sample(n, generator)``, or a tensor of points to draw from. Shape: (N, *shape).
         process: The Gaussian path.
         partition: The blocks.
@@ -58,6 +62,15 @@ def noised(
 
     Returns:
         Shapes: (n, *shape), (n,), (n, *shape).
+
+    Example:
+        >>> from psmlib.nets.mlp import Plain
+        >>> from psmlib.objectives import Denoising
+        >>> from psmlib.partition import SA
+        >>> from psmlib.process import VP
+        >>> x, t, target = noised(Bank(Plain(), 1), torch.ones(9, 2), VP(), SA, Denoising(), 0, 5, torch.Generator())
+        >>> x.shape, t.shape, target.shape
+        (torch.Size([5, 2]), torch.Size([5]), torch.Size([5, 2]))
     """
     dtype = bank.params.dtype
     if isinstance(data, Tensor):
@@ -74,7 +87,17 @@ def make_batch(
     bank: Bank, data, process: Process, partition: Partition, objective, k: int, n: int,
     generator: torch.Generator, log_share: float, t_min: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Inputs (n, F) and regression targets (n, d) of an MLP, for block k; arguments as of :func:`noised`."""
+    """Inputs (n, F) and regression targets (n, d) of an MLP, for block k; arguments as of :func:`noised`.
+
+    Example:
+        >>> from psmlib.nets.mlp import Plain
+        >>> from psmlib.objectives import Denoising
+        >>> from psmlib.partition import SA
+        >>> from psmlib.process import VP
+        >>> made = Bank(Plain(), 1), torch.ones(9, 2), VP(), SA, Denoising()
+        >>> make_batch(*made, 0, 5, torch.Generator(), 0., 1e-5)[0].shape
+        torch.Size([5, 4])
+    """
     x, t, target = noised(bank, data, process, partition, objective, k, n, generator, log_share, t_min)
     skip = bank.arch.skip(t, process, bank.native)
     if skip is not None:

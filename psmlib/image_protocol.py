@@ -8,10 +8,11 @@ reconstruction term cancels the entropy of the noise and
 
 .. math:: \log p(x_0) \ge E_\varepsilon[\log p_{t_0}(\alpha x_0 + \sigma\varepsilon)] + D \log\alpha,
 
-a bound on the likelihood of the data themselves (Song et al., 2021, Appendix C; High-precision paper, Section 4.2).
+a bound on the likelihood of the data themselves under the model that ends with this decoder (Song et al., 2021,
+Appendix C; High-precision paper, Section 4.2). It holds for the mean over the noise, of which each image gets one draw.
 
 The released scripts of Parallel Score Matching do not dequantise, and draw a new probe at every evaluation. For a model
-that has learnt that values are discrete, that protocol's figure is not in bits at all: see :func:`undithered_offset`.
+that has learnt that values are discrete, that protocol's figure need be no code length: see :func:`undithered_offset`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from psmlib.data.images import Images
+from psmlib.data.images import SPLITS, Images
 from psmlib.gaussian_path import Process
 from psmlib.likelihood import log_likelihood
 from psmlib.score import Score
@@ -39,15 +40,15 @@ class ImageProtocol:
         steps: Steps of the solver, up to block borders that are added.
         method: Solver.
         grid: Where its steps are.
-        divergence: "hutchinson" or "exact".
+        divergence: "hutchinson", "exact" or, with Euler steps, "logdet".
         fresh_probes: A new probe at each evaluation.
         dequantised: Whether uniform noise fills the cells; else whole levels k are fed in as k/(K-1).
         start: "data" or "noised".
-        images: How many test images, the first ones of the shuffled split; None for all.
+        images: How many images, the first ones of the split; None for all.
         seed: Of the noise of dequantisation, of the start, and of the probe.
 
     Raises:
-        ValueError: for an unknown start.
+        ValueError: for an unknown start, or no images; solver, grid and divergence are looked at when they are used.
 
     Example:
         >>> print(ImageProtocol(images=100))
@@ -68,15 +69,32 @@ class ImageProtocol:
     def __post_init__(self):
         if self.start not in STARTS:
             raise ValueError(f"unknown start {self.start!r} of a protocol: use one of {', '.join(STARTS)}")
+        if self.images is not None and self.images < 1:
+            raise ValueError(f"images must be a positive number or None for all of a split, got {self.images}")
 
     def but(self, **changes) -> ImageProtocol:
-        """The same protocol with some things changed."""
+        """The same protocol with some things changed.
+
+        Args:
+            changes: By name, as of the class.
+
+        Example:
+            >>> ImageProtocol().but(divergence="exact").divergence
+            'exact'
+        """
         return replace(self, **changes)
 
     @property
     def released(self) -> ImageProtocol:
-        """What the released code does, as far as a protocol goes: t0 = .001, no noise on the levels, fresh probes."""
-        return self.but(t0=1e-3, dequantised=False, fresh_probes=True, grid="blocks", start="data")
+        """What the released code does with as many steps: t0 = .001, no noise on the levels, fresh probes.
+
+        Example:
+            >>> print(ImageProtocol(divergence="exact").released)
+            t0 = 0.001, rk4 with 20 blocks steps, fresh probes, not dequantised, no reconstruction term, all images
+        """
+        return self.but(
+            t0=1e-3, divergence="hutchinson", fresh_probes=True, dequantised=False, grid="blocks", start="data"
+        )
 
     def __str__(self) -> str:
         probe = (
@@ -91,7 +109,26 @@ class ImageProtocol:
 
 
 def inputs(images: Images, protocol: ImageProtocol, split: str = "test") -> Tensor:
-    """The images of a split as points, centred as in training, the same for every method. Shape: (n, C, H, W)."""
+    """The images of a split as points, centred as in training, the same for every method.
+
+    Args:
+        images: The data.
+        protocol: Says how many, whether they are dequantised, and with which noise.
+        split: "train", "validation" or "test".
+
+    Returns:
+        Shape: (n, C, H, W), float64.
+
+    Raises:
+        ValueError: for an unknown split.
+
+    Example:
+        >>> from psmlib.data.images import load
+        >>> inputs(load("digits"), ImageProtocol(images=3)).shape
+        torch.Size([3, 1, 8, 8])
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r} of {images.name}: use one of {', '.join(SPLITS)}")
     levels = getattr(images, split)[: protocol.images]
     if protocol.dequantised:
         return images.dequantise(levels, torch.Generator().manual_seed(protocol.seed), centred=True)
@@ -99,9 +136,23 @@ def inputs(images: Images, protocol: ImageProtocol, split: str = "test") -> Tens
 
 
 def whole_levels(images: Images, levels: Tensor) -> Tensor:
-    """Levels as k/(K-1), minus their training mean: the data of the released code. Shape: (n, C, H, W), float64."""
-    top = images.levels - 1
-    return levels.double() / top - images.train.double().mean(0) / top
+    """Levels as k/(K-1), minus their training mean: the data of the released code.
+
+    Args:
+        images: Gives the number of levels, K, and the training images.
+        levels: Some of its images. Shape: (n, C, H, W).
+
+    Returns:
+        Shape: (n, C, H, W), float64.
+
+    Example:
+        >>> from psmlib.data.images import load
+        >>> digits = load("digits")
+        >>> bool(whole_levels(digits, digits.train).mean(0).abs().max() < 1e-12)
+        True
+    """
+    mean = images.levels * images.centre - 0.5  # of the training levels: the centre is that of the dequantised ones
+    return (levels.double() - mean) / (images.levels - 1)
 
 
 def bits(score: Score, process: Process, images: Images, protocol: ImageProtocol, split: str = "test") -> Tensor:
@@ -115,7 +166,8 @@ def bits(score: Score, process: Process, images: Images, protocol: ImageProtocol
         split: "train", "validation" or "test".
 
     Raises:
-        ValueError: when a likelihood is not finite: the solve left the space.
+        ValueError: for an unknown split, what :func:`psmlib.likelihood.log_likelihood` refuses, or when a likelihood is
+            not finite: the solve left the space.
 
     Example:
         >>> from psmlib.data.images import load
@@ -143,33 +195,61 @@ def bits(score: Score, process: Process, images: Images, protocol: ImageProtocol
     return images.bits_per_dim(log_prob)
 
 
-def undithered_offset(process: Process, levels: int, t0: float) -> float:
-    r"""What feeding in whole levels adds to the entropy of a perfect model of levels, in bits per dimension.
+def undithered_offset(process: Process, levels: int, t0: float, *, alike: bool = False) -> float:
+    r"""What feeding in whole levels adds to the code length of a perfect model of levels, in bits per dimension.
 
-    The law of :math:`x_{t_0}` is then a mixture of bells of width sigma around the levels. Fed in at the centre of its
-    bell (but for the shift from x to alpha x), a level of probability P has density :math:`P/\sqrt{2\pi}\sigma`, so
+    The law of :math:`x_{t_0}` is then a mixture of bells of width sigma around the levels, which lie 1/(K-1) apart. Fed
+    in at the centre of its bell (but for the shift from x to alpha x), a level of probability P has the density
+    :math:`P/\sqrt{2\pi}\sigma` where its neighbours have no probability, and where they have as much
 
-    .. math:: -\log_2 p(x) + \log_2 K = -\log_2 P + \log_2(K \sqrt{2\pi}\,\sigma(t_0)),
+    .. math:: \frac{P}{\sqrt{2\pi}\sigma}\sum_j e^{-j^2/2(K-1)^2\sigma^2},
 
-    when the bells do not overlap: the smaller t_0 the lower, without end, and at a t_0 that is wide for 17 levels and
-    narrow for 256 even the sign differs.
+    so that :math:`-\log_2 p(x) + \log_2 K` is :math:`-\log_2 P` plus the logarithm of :math:`K\sqrt{2\pi}\,\sigma` over
+    that sum. At t_0 = .001 the bells of 17 levels do not meet, and the figure falls without end as t_0 goes to 0; those
+    of 256 levels do, and where levels are alike nearly nothing is added.
 
     Args:
         process: The Gaussian path.
         levels: Number of levels, K.
         t0: Where the integration starts.
+        alike: Whether neighbouring levels are as probable; else a level stands alone.
+
+    Returns:
+        The constant that is added.
 
     Example:
         >>> from psmlib.process import VP
-        >>> [round(undithered_offset(VP(0., 10.), k, .001), 2) for k in (17, 256)]
-        [-3.39, 0.52]
+        >>> [round(undithered_offset(VP(0., 10.), 17, t0), 2) for t0 in (1e-3, 1e-4)]
+        [-3.39, -6.71]
+        >>> [round(undithered_offset(VP(0., 10.), 256, 1e-3, alike=alike), 2) for alike in (False, True)]
+        [0.52, 0.0]
     """
-    return math.log2(levels * math.sqrt(2 * math.pi) * float(process.sigma(t0)))
+    sigma = float(process.sigma(t0))
+    j = torch.arange(-levels, levels + 1, dtype=torch.float64)
+    bells = float(torch.exp(-0.5 * (j / ((levels - 1) * sigma)) ** 2).sum()) if alike else 1.0
+    return math.log2(levels * math.sqrt(2 * math.pi) * sigma / bells)
 
 
 def difference(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """Mean of a - b with its standard error, paired over images and, if there are several, seeds; shapes (seeds, n)."""
+    """Mean of a - b with its standard error, paired over images and, if there are several, seeds.
+
+    The variances of the mean from the images and from the seeds are added; what the two make together is in both, so
+    that the error is too large rather than too small.
+
+    Args:
+        a: Bits of one method. Shape: (seeds, n), or (1, n) for one that has no seed.
+        b: Of another, for the same images. Shape: likewise.
+
+    Raises:
+        ValueError: when there are not two images or more for each seed.
+
+    Example:
+        >>> difference(torch.tensor([[1., 2., 3.]]), torch.tensor([[1., 1., 1.]]))[0]
+        1.0
+    """
     gap = a - b
+    if gap.dim() != 2 or gap.shape[1] < 2:
+        raise ValueError(f"a difference needs bits of shape (seeds, n), n at least 2, got {tuple(a.shape)} of a")
     variance = float(gap.mean(0).var()) / gap.shape[1]
     if len(gap) > 1:
         variance += float(gap.mean(1).var()) / len(gap)

@@ -11,10 +11,11 @@ with the process's own coefficients at t. Below the first point the first networ
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+
 from torch import Tensor
 
-from psmlib.gaussian_path import as_time, expand
+from psmlib.gaussian_path import as_time
 from psmlib.nets.block_score import BlockScore
 from psmlib.score import Score
 
@@ -29,6 +30,7 @@ class Interpolated(Score):
         ValueError: when the partition is not of points.
 
     Example:
+        >>> import torch
         >>> from psmlib.nets.bank import Bank
         >>> from psmlib.nets.mlp import Plain
         >>> from psmlib.partition import Partition
@@ -50,31 +52,43 @@ class Interpolated(Score):
     def home(self) -> dict:
         return self.points.home
 
-    def _neighbours(self, t: float | Tensor) -> list[tuple[BlockScore, float]]:
+    def _neighbours(self, t: float) -> list[tuple[BlockScore, float]]:
         """The one or two networks that answer at a time, with their weights."""
-        t, times = float(t), self.partition.times
-        k = int(self.partition.block_of(t))
+        k, times = int(self.partition.block_of(t)), self.partition.times
         w = 1.0 if k == 0 else (t - times[k - 1]) / (times[k] - times[k - 1])
-        return [(self.points.on_block(times[j]), v) for j, v in ((k - 1, 1 - w), (k, w)) if v]
+        pieces = self._around(k)
+        return [(piece, v) for piece, v in zip(pieces, (1 - w, w)[-len(pieces) :], strict=True) if v]
+
+    def _around(self, k: int) -> list[BlockScore]:
+        """The networks at the two ends of block k; of the first block, which starts without one, that of its end."""
+        return [self.points.on_block(s) for s in self.partition.times[max(k - 1, 0) : k + 1]]
+
+    def _each_time(self, f: Callable, x: Tensor, t: float | Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+        """Calls f(x, t, *more) for each time there is, and puts the answers in order."""
+        t = as_time(t, x)
+        if t.dim() == 0:
+            return f(x, float(t), *more)
+        out = None
+        for s in t.unique() if len(t) else [self.process.T]:  # no points: any time gives the shape
+            rows = (t == s).nonzero()[:, 0]
+            part = f(x[rows], float(s), *(m[rows] for m in more))
+            out = out or tuple(x.new_empty(len(x), *p.shape[1:]) for p in part)
+            for whole, piece in zip(out, part, strict=True):
+                whole[rows] = piece
+        return out
 
     def _mixed(self, name: str, x: Tensor, t: float | Tensor, *more: Tensor) -> tuple[Tensor, ...]:
         """The mixture of what the networks' method ``name`` gives at t, each asked about its own time."""
-        t = as_time(t, x)
-        if t.dim():
-            out = None
-            for s in t.unique() if len(t) else [self.process.T]:
-                rows = (t == s).nonzero()[:, 0]
-                part = self._mixed(name, x[rows], float(s), *(m[rows] for m in more))
-                out = out or tuple(x.new_empty(len(x), *p.shape[1:]) for p in part)
-                for whole, piece in zip(out, part, strict=True):
-                    whole[rows] = piece
-            return out
-        total = None
-        for piece, weight in self._neighbours(t):
-            found = getattr(piece, name)(x, self.partition.times[piece.block], *more)
-            found = tuple(weight * f for f in (found if isinstance(found, tuple) else (found,)))
-            total = found if total is None else tuple(a + b for a, b in zip(total, found, strict=True))
-        return total
+
+        def mixture(y: Tensor, s: float, *rest: Tensor) -> tuple[Tensor, ...]:
+            total = None
+            for piece, weight in self._neighbours(s):
+                found = getattr(piece, name)(y, self.partition.times[piece.block], *rest)
+                found = tuple(weight * f for f in (found if isinstance(found, tuple) else (found,)))
+                total = found if total is None else tuple(a + b for a, b in zip(total, found, strict=True))
+            return total
+
+        return self._each_time(mixture, x, t, *more)
 
     def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
         return self._mixed("predict", x, t)[0]
@@ -97,9 +111,18 @@ class Interpolated(Score):
     def differentiable(self, x: Tensor, t: Tensor) -> Tensor:
         if t.dim():
             raise ValueError("an interpolated score is differentiated at one time: call it once for each")
-        lower = [time for time in self.partition.times if time < float(t)]
-        i = min(max(len(lower) - 1, 0), len(self.partition) - 2)
-        a, b = self.partition.times[i : i + 2]
-        ends = [self.points.on_block(s).differentiable(x, torch.as_tensor(s, dtype=x.dtype)) for s in (a, b)]
-        w = ((t - a) / (b - a)).clamp(min=0)
-        return ends[0] + expand(w, x) * (ends[1] - ends[0])
+        k, times = int(self.partition.block_of(float(t))), self.partition.times
+        *before, here = (piece.differentiable(x, as_time(times[piece.block], x)) for piece in self._around(k))
+        if not before:  # constant in time
+            return here
+        return before[0] + (t - times[k - 1]) / (times[k] - times[k - 1]) * (here - before[0])
+
+    def trace_gradient(self, x: Tensor, t: float | Tensor) -> Tensor:
+        return self._each_time(lambda y, s: self._differentiated(Score.trace_gradient, y, s), x, t)[0]
+
+    def time_derivative(self, x: Tensor, t: float | Tensor) -> Tensor:
+        return self._each_time(lambda y, s: self._differentiated(Score.time_derivative, y, s), x, t)[0]
+
+    def _differentiated(self, f: Callable, x: Tensor, t: float) -> tuple[Tensor]:
+        self._around(int(self.partition.block_of(t)))  # within a transformation of torch.func none could be made
+        return (f(self, x, t),)

@@ -155,7 +155,7 @@ def rademacher(x: Tensor, generator: torch.Generator) -> Tensor:
 def _euler_logdet(fields, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
     """Euler steps with the exact change of volume of each."""
     change = x.new_zeros(len(x))
-    eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    eye = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
     for t, s in zip(times.tolist(), times.tolist()[1:], strict=False):
         v, jac = fields((t + s) / 2)(x, t)
         x, change = x + (s - t) * v, change + torch.linalg.slogdet(eye + (s - t) * jac)[1]

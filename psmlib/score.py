@@ -19,10 +19,21 @@ from psmlib.gaussian_path import Process, as_time, expand
 warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is deprecated", category=FutureWarning)
 
 
-def _basis(x: Tensor) -> Iterator[Tensor]:
-    """The unit vectors of the space that each point of ``x`` lies in, one for all points at a time."""
+def basis(x: Tensor) -> Iterator[Tensor]:
+    """The unit vectors of the space that each point lies in, one at a time, for all points alike.
+
+    Args:
+        x: Points. Shape: (n, *shape).
+
+    Yields:
+        Tensors like ``x``, as many as a point has values.
+
+    Example:
+        >>> [e.tolist() for e in basis(torch.zeros(2, 2))]
+        [[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]]
+    """
     for j in range(x[0].numel() if len(x) else x.flatten(1).shape[1]):
-        e = torch.zeros_like(x)
+        e = x.new_zeros(x.shape)  # not zeros_like: of channels last, flatten would give a copy
         e.flatten(1)[:, j] = 1
         yield e
 
@@ -53,7 +64,7 @@ class Score:
     def predict_jacobian(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """The native prediction, (n, *shape), and its Jacobian, (n, D, D), row = output, axes flattened to D."""
         columns = []
-        for e in _basis(x):
+        for e in basis(x):
             value, column = self.predict_jvp(x, t, e)
             columns.append(column.flatten(1))
         return value, torch.stack(columns, -1)
@@ -121,7 +132,7 @@ class Score:
 
         def trace(y: Tensor) -> Tensor:
             total = y.new_zeros(())
-            for e in _basis(y):
+            for e in basis(y):
                 slope = torch.func.jvp(lambda z: self._differentiable_score(z, t), (y,), (e,))[1]
                 total = total + (slope * e).sum()  # points do not meet, so the sum has the gradient of each
             return total

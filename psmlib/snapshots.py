@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from pathlib import Path
 from psmlib import paths
 from psmlib.nets.bank import Bank
 from psmlib.nets.image_bank import ImageBank
-from psmlib.training import fit
+from psmlib.training import description, fit
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def train(
         **settings: Passed on to ``fit``.
 
     Raises:
-        ValueError: when a stop is not a multiple of 50, or a file in ``folder`` is of another run.
+        ValueError: when a stop is not a multiple of 50, or a file in ``folder`` is of a run with other settings.
 
     Example:
         >>> from psmlib.data.toys import HG
@@ -74,11 +76,14 @@ def train(
         [50, 100]
     """
     stops = sorted(set(stops))
-    if any(stop < 50 or stop % 50 for stop in stops):
+    if not stops or any(stop < 50 or stop % 50 for stop in stops):
         raise ValueError(f"stops must be positive multiples of 50 updates, got {stops}")
     kept = Snapshots({}, {}, {})
+    given = inspect.signature(fit).bind(bank, data, process, partition, updates=stops[-1], **settings)
+    given.apply_defaults()
+    made_by = json.loads(json.dumps(description(**given.arguments)))  # as a file gives it back
     if folder is not None:
-        _read(kept, folder, stops, type(bank))
+        _read(kept, folder, stops, type(bank), made_by)
     if set(kept.banks) == set(stops):
         return kept
     path = None if folder is None else folder / "running.safetensors"
@@ -91,14 +96,21 @@ def train(
             kept.seconds[stop] = before + progress.seconds
             kept.losses[stop] = progress.loss.tolist()
             if folder is not None:
-                about = {"seconds": kept.seconds[stop], "losses": kept.losses[stop]}
+                about = {"seconds": kept.seconds[stop], "losses": kept.losses[stop], "run": made_by}
                 kept.banks[stop].save(folder / f"{stop}.safetensors", **about)
     return kept
 
 
-def _read(kept: Snapshots, folder: Path, stops: list[int], kind: type) -> None:
+def _read(kept: Snapshots, folder: Path, stops: list[int], kind: type, made_by: dict) -> None:
+    """Fills in the snapshots that are there, if they are of the same run."""
     for stop in stops:
         file = folder / f"{stop}.safetensors"
         if file.exists():
-            kept.banks[stop], about = kind.load(file)
-            kept.seconds[stop], kept.losses[stop] = about["seconds"], about["losses"]
+            bank, about = kind.load(file)
+            for key, found in about.get("run", made_by).items():
+                if found != made_by.get(key):
+                    raise ValueError(
+                        f"snapshot {file} was made with {key} = {found!r} but this run has {made_by.get(key)!r}: "
+                        f"train with the same {key}, or in another folder"
+                    )
+            kept.banks[stop], kept.seconds[stop], kept.losses[stop] = bank, about["seconds"], about["losses"]

@@ -100,7 +100,7 @@ def fit(
         >>> progress.update, progress.loss.shape
         (50, torch.Size([2]))
     """
-    objective = objective or (FlowMatching() if bank.native == "velocity" else Denoising())
+    objective = _objective(bank, objective)
     rate = _check(bank, process, partition, objective, updates, batch_size, lr, schedule, log_share, ema, optimiser)
     K, widths, steps = len(bank), bank.widths, STEPS[type(bank)]
     step = steps(bank, data, process, partition, objective, batch_size, seed, rate, log_share, t_min, ema)
@@ -110,14 +110,10 @@ def fit(
     work = step.planned(K if together else 1) * max(1, workers)
     check_memory(state + work, bank.device, f"training {K} networks at batch {batch_size}")
     moments, average, done = OPTIMISERS[optimiser](bank.params, widths), bank.copy() if ema else None, 0
-    about = {
-        "arch": bank.description, "process": repr(process), "edges": list(partition.edges),
-        "discrete": partition.discrete, "objective": type(objective).__name__, "batch_size": batch_size, "lr": lr,
-        "optimiser": optimiser, "dtype": str(bank.params.dtype), "data": _name(data), "seed": seed,
-        "schedule": schedule, "log_share": log_share, "t_min": t_min, "ema": ema,
-        "networks": K if bank.whole == K else [bank.first, K, bank.whole],
-        "schedule_updates": updates if schedule != "constant" else None,
-    }  # fmt: skip
+    about = description(
+        bank, data, process, partition, objective=objective, updates=updates, batch_size=batch_size, lr=lr, seed=seed,
+        optimiser=optimiser, schedule=schedule, log_share=log_share, t_min=t_min, ema=ema,
+    )  # fmt: skip
     if path is not None and resume and Path(path).exists():
         tensors, found = checkpoint.load(path, about)
         done = found["done"]
@@ -154,6 +150,37 @@ def fit(
             yield Progress(done, updates, loss, time.perf_counter() - began, bank, average)
 
 
+def description(
+    bank: Bank | ImageBank, data, process: Process, partition: Partition, *, objective: Denoising | FlowMatching | None,
+    updates: int, batch_size: int, lr: float, seed: int, optimiser: str, schedule: str, log_share: float, t_min: float,
+    ema: float | None, **_,
+) -> dict:  # fmt: skip
+    """What tells a run from others that cannot go on from it, as checkpoints remember it; arguments as of :func:`fit`.
+
+    Example:
+        >>> from psmlib.data.toys import HG
+        >>> from psmlib.nets.mlp import Plain
+        >>> from psmlib.process import VP
+        >>> run = dict(updates=50, batch_size=8, lr=1e-3, seed=0, optimiser="adam", schedule="constant", log_share=0.,
+        ...            t_min=1e-5, ema=None)
+        >>> description(Bank(Plain(), 2), HG(), VP(), Partition([0, .1, 1]), objective=None, **run)["objective"]
+        'Denoising'
+    """
+    return {
+        "arch": bank.description, "process": repr(process), "edges": list(partition.edges),
+        "discrete": partition.discrete, "objective": type(_objective(bank, objective)).__name__,
+        "batch_size": batch_size, "lr": lr, "optimiser": optimiser, "dtype": str(bank.params.dtype),
+        "data": _name(data), "seed": seed, "schedule": schedule, "log_share": log_share, "t_min": t_min, "ema": ema,
+        "networks": len(bank) if bank.whole == len(bank) else [bank.first, len(bank), bank.whole],
+        "schedule_updates": updates if schedule != "constant" else None,
+    }  # fmt: skip
+
+
+def _objective(bank: Bank | ImageBank, objective: Denoising | FlowMatching | None) -> Denoising | FlowMatching:
+    """The one given, or the bank's native one."""
+    return objective or (FlowMatching() if bank.native == "velocity" else Denoising())
+
+
 def _everything(bank: Bank | ImageBank, moments: Adam, average: Bank | ImageBank | None) -> dict[str, Tensor]:
     """All tensors that a run goes on from, by their names in a checkpoint."""
     means = {} if average is None else {f"average_{name}": tensor for name, tensor in average.tensors.items()}
@@ -175,7 +202,7 @@ def _check(
     if objective.native != bank.native:
         raise ValueError(
             f"{type(objective).__name__} trains {objective.native!r} but the bank predicts {bank.native!r}: "
-            f"make it with Bank(..., native={objective.native!r})"
+            f"make it with {type(bank).__name__}(..., native={objective.native!r})"
         )
     for name, value in (("updates", updates), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:

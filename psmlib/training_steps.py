@@ -6,6 +6,7 @@ a step for many networks at once, and a bank of image networks, whose gradient i
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,18 +18,47 @@ from torch import Tensor
 from psmlib.batches import make_batch, noised
 from psmlib.gaussian_path import Process
 from psmlib.kernels.bank_mlp import BankMLP
+from psmlib.memory import available
 from psmlib.nets.bank import Bank, stream
 from psmlib.nets.image_bank import ImageBank
+from psmlib.nets.image_module import ImageModule
 from psmlib.optim import Adam
 from psmlib.partition import Partition
 
 CHUNK = 50
 """Updates between two looks at the loss; random numbers are drawn a chunk at a time."""
 
+_GLOBAL_GENERATOR = threading.Lock()
+
 
 @dataclass
 class BankSteps:
-    """Updates of a bank of MLPs."""
+    """Updates of a bank of MLPs.
+
+    Args:
+        bank: The networks; changed in place.
+        data: As in :func:`psmlib.training.fit`; so are all others but ``rate``.
+        process: The Gaussian path.
+        partition: The blocks of the whole bank.
+        objective: Makes the targets.
+        batch_size: Points per step and network.
+        seed: Of the batches.
+        rate: The learning rate of update i.
+        log_share: Share of training times drawn log-uniformly.
+        t_min: Where log-uniform times start in the first block.
+        ema: Decay of the moving average per step, or None.
+
+    Example:
+        >>> from psmlib.data.toys import HG
+        >>> from psmlib.nets.mlp import Plain
+        >>> from psmlib.objectives import Denoising
+        >>> from psmlib.partition import SA
+        >>> from psmlib.process import VP
+        >>> bank = Bank(Plain(), 1)
+        >>> steps = BankSteps(bank, HG(), VP(0., 10.), SA, Denoising(), 8, 0, lambda i: 1e-3, 0., 1e-5, None)
+        >>> steps.run(slice(0, 1), Adam(bank.params), torch.empty_like(bank.params), None, 0, 2).shape
+        torch.Size([1])
+    """
 
     bank: Bank
     data: object
@@ -69,7 +99,19 @@ class BankSteps:
     def run(
         self, part: slice, moments: Adam, grad: Tensor, average: Bank | ImageBank | None, done: int, n: int
     ) -> Tensor:
-        """Does n updates for the networks in ``part``; returns their mean losses. Shape: (K of the part,)."""
+        """Does n updates for some networks.
+
+        Args:
+            part: Which networks.
+            moments: The optimiser of all networks.
+            grad: Room for the gradients of all networks. Shape: (K, P).
+            average: The moving average of the networks, or None.
+            done: Updates done before.
+            n: How many to do; they must not go beyond the chunk that ``done`` lies in.
+
+        Returns:
+            Their mean losses. Shape: (K of the part,).
+        """
         bank, B = self.bank, self.batch_size
         batches = [self.draw(make_batch, k, done) for k in range(part.start, part.stop)]
         inputs = torch.stack([b[0] for b in batches]).unflatten(1, (CHUNK, B)).transpose(0, 1).contiguous()
@@ -87,16 +129,20 @@ class BankSteps:
 
 @dataclass
 class ImageSteps(BankSteps):
-    """Updates of a bank of image networks."""
+    """Updates of a bank of image networks; arguments as of :class:`BankSteps`."""
 
     together: ClassVar[bool] = False
 
     def planned(self, networks: int) -> int:
         shape = self.data.shape[1:] if isinstance(self.data, Tensor) else self.data.sample(1, stream(0)).shape[1:]
-        made = self.bank.network(0)
-        own = made.memory(1, shape[1:], training=False)
-        images = 4 * CHUNK * self.batch_size * shape.numel() * self.bank.params.element_size()
-        return networks * (made.memory(self.batch_size, shape[1:]) - own + images)
+        net, size = self.bank.network(0), self.bank.params.element_size()
+        images = 6 * 8 * CHUNK * self.batch_size * shape.numel()  # six numbers a value in double precision, at the peak
+        # every layer at full resolution, and all that backward keeps of it: a bound that costs nothing to find
+        most = 8 * size * self.batch_size * shape[1:].numel() * sum(len(p) for p in net.parameters() if p.dim() > 1)
+        if 20 * networks * most < available(self.bank.device):
+            return networks * (most + images)
+        own = net.memory(1, shape[1:], training=False)
+        return networks * (net.memory(self.batch_size, shape[1:]) - own + images)
 
     def run(
         self, part: slice, moments: Adam, grad: Tensor, average: Bank | ImageBank | None, done: int, n: int
@@ -111,17 +157,30 @@ class ImageSteps(BankSteps):
         params, grads, moments = self.bank.params[part], grad[part], moments.part(part)
         total, start = params.new_zeros(()), done % CHUNK
         net.train().requires_grad_(True)
-        for i in range(n):
-            rows = slice((start + i) * self.batch_size, (start + i + 1) * self.batch_size)
-            grads.zero_()
-            with torch.enable_grad():
-                loss = F.mse_loss(net(*net.inputs(x[rows], t[rows], self.process)), target[rows])
-                loss.backward()
-            total += loss.detach()
-            moments.step(params, grads, lr=self.rate(done + i), count=done + i + 1)
-            self.average_in(average, part)
-        net.eval().requires_grad_(False)
+        try:
+            for i in range(n):
+                rows = slice((start + i) * self.batch_size, (start + i + 1) * self.batch_size)
+                grads.zero_()
+                with torch.enable_grad():
+                    said = self._call(net, net.inputs(x[rows], t[rows], self.process), k, done + i)
+                    loss = F.mse_loss(said, target[rows])
+                    loss.backward()
+                total += loss.detach()
+                moments.step(params, grads, lr=self.rate(done + i), count=done + i + 1)
+                self.average_in(average, part)
+        finally:  # whatever stopped the run, the network must not be left in training mode, nor hold on to ``grad``
+            net.eval().requires_grad_(False).zero_grad()
         return total / n
+
+    def _call(self, net: ImageModule, inputs: tuple[Tensor, ...], k: int, update: int) -> Tensor:
+        """What network k says; if it drops values out, those that its own stream says."""
+        if not net.settings.get("dropout"):
+            return net(*inputs)
+        devices = [self.bank.device] if self.bank.device.type == "cuda" else []
+        # torch's dropout draws from the global generator alone, which all threads share
+        with _GLOBAL_GENERATOR, torch.random.fork_rng(devices):
+            torch.manual_seed(stream(self.seed, self.bank.first + k, 2, update).initial_seed())
+            return net(*inputs)
 
 
 STEPS: dict[type, type[BankSteps]] = {Bank: BankSteps, ImageBank: ImageSteps}

@@ -242,6 +242,52 @@ def test_hutchinson_follows_its_seed():
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
+def test_fresh_probes_are_drawn_at_every_evaluation():
+    """In the plane a form has two values, so the sum over evaluations has many; the path of the points has one."""
+    x, law = data(SMALL, 3), SMALL.diffused(PSM)
+    kw = dict(t0=0.05, steps=6, divergence="hutchinson")
+    for method, calls in (("euler", 6), ("rk4", 24)):
+        drawn = []
+
+        class Listening(Recorder):
+            def velocity_jvp(self, x, t, u, drawn=drawn):
+                drawn.append(u)
+                return super().velocity_jvp(x, t, u)
+
+        runs = {f: log_likelihood(Listening(law), PSM, x, method=method, fresh_probes=f, **kw) for f in (False, True)}
+        assert len(drawn) == 2 * calls and all(bool((u.abs() == 1).all()) for u in drawn)
+        assert all(u is drawn[0] for u in drawn[:calls]) and len(torch.stack(drawn[calls:]).unique(dim=0)) > calls / 2
+        close(runs[True].x_T, runs[False].x_T, atol=0)
+        assert runs[True].nfe == runs[False].nfe == calls
+    runs = [log_likelihood(law, PSM, x, fresh_probes=True, seed=s, **kw).change for s in range(40)]
+    assert all(len(column.round(decimals=9).unique()) > 30 for column in torch.stack(runs).T)
+
+
+def test_fresh_probes_average_to_the_trace_with_less_noise():
+    x, law = data(SMALL, 400), SMALL.diffused(PSM)
+    kw = dict(t0=0.05, steps=10)
+    exact, spread = log_likelihood(law, PSM, x, **kw), {}
+    for fresh in (False, True):
+        runs = [
+            log_likelihood(law, PSM, x, divergence="hutchinson", fresh_probes=fresh, seed=s, **kw) for s in range(4)
+        ]
+        error = (torch.stack([run.change for run in runs]) - exact.change).flatten()
+        assert abs(float(error.mean())) < 4 * float(error.std()) / len(error) ** 0.5
+        spread[fresh] = float(error.std())
+    assert 0.05 < spread[True] < 0.8 * spread[False]
+
+
+def test_fresh_probes_follow_their_seed():
+    x, law = data(SMALL, 30), SMALL.diffused(PSM)
+    kw = dict(t0=0.1, steps=5, divergence="hutchinson", fresh_probes=True)
+    torch.manual_seed(1)
+    first = log_likelihood(law, PSM, x, seed=3, **kw).log_prob
+    torch.manual_seed(2)  # the global generator has no part in it
+    again, other = (log_likelihood(law, PSM, x, seed=s, **kw).log_prob for s in (3, 4))
+    fixed = log_likelihood(law, PSM, x, seed=3, **{**kw, "fresh_probes": False}).log_prob
+    assert torch.equal(first, again) and not torch.equal(first, other) and not torch.equal(first, fixed)
+
+
 def test_images_go_through_hutchinson():
     score, x = (
         Linear([0.7], Partition([0, 1])),

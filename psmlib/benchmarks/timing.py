@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -65,14 +66,17 @@ def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def interleave(
-    calls: Mapping[str, Callable[[int], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, Times]:
+    calls: Mapping[str, Callable[[int], object]], rounds: int, clock: Callable[[], float] = time.perf_counter,
+    *, shuffle: int | None = None,
+) -> dict[str, Times]:  # fmt: skip
     """Times contestants that take turns: a, b, a, b, ... so that a busy minute of the machine hits all alike.
 
     Args:
         calls: Contestants; each is handed the number of the round, and round 0 is the warm-up.
         rounds: Timed rounds.
         clock: Seconds from some fixed moment.
+        shuffle: Seed of an order drawn anew each round, so that no contestant always finds the caches as one and the
+            same other has left them; by default the order stays.
 
     Raises:
         ValueError: when there is no timed round.
@@ -85,10 +89,13 @@ def interleave(
     if rounds < 1:
         raise ValueError(f"rounds must be a positive whole number, got {rounds!r}")
     taken: dict[str, list[float]] = {name: [] for name in calls}
+    order, chance = list(calls), random.Random(shuffle)
     for i in range(rounds + 1):
-        for name, call in calls.items():
+        if shuffle is not None:
+            chance.shuffle(order)
+        for name in order:
             began = clock()
-            call(i)
+            calls[name](i)
             taken[name].append(clock() - began)
     return {name: Times(seconds[0], tuple(seconds[1:])) for name, seconds in taken.items()}
 

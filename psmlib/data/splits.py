@@ -43,14 +43,15 @@ def stratified(labels: Sequence[int] | np.ndarray, shares: Sequence[float], salt
         salt: Another whole number gives another split.
 
     Returns:
-        Indices of each part, in shuffled order, so that every prefix is representative.
+        Indices of each part, shuffled once more, so that every prefix is representative: in the first shuffle a part
+        that takes the rest of each class starts with the classes of which least is left.
 
     Raises:
         ValueError: when the shares are negative or sum to more than one.
 
     Example:
         >>> [part.tolist() for part in stratified([0, 0, 1, 1], [.5])]
-        [[2, 1], [0, 3]]
+        [[1, 2], [3, 0]]
     """
     if min(shares) < 0 or sum(shares) > 1:
         raise ValueError(f"the shares {list(shares)} must not be negative, nor sum to more than one")
@@ -61,4 +62,5 @@ def stratified(labels: Sequence[int] | np.ndarray, shares: Sequence[float], salt
         ends = [round(end * len(rows)) for end in np.cumsum([0, *shares])]
         for k in range(len(shares)):
             part[rows[ends[k] : ends[k + 1]]] = k
-    return [order[part[order] == k] for k in range(len(shares) + 1)]
+    again = shuffled(len(labels), salt + 1)
+    return [again[part[again] == k] for k in range(len(shares) + 1)]

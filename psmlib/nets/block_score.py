@@ -20,20 +20,29 @@ class BlockScore(Score):
     the field within a block is the one of its time point, coefficients included: Parallel Score Matching, Appendix H.
 
     Args:
-        bank: Has ``len``, ``native``, ``params`` and ``device``.
+        bank: Has ``len``, ``whole``, ``native``, ``params`` and ``device``.
         partition: As many blocks as the bank has networks.
         process: The Gaussian path.
         block: Freeze the choice of the network to this one.
 
     Raises:
-        ValueError: when the bank's size and the partition's differ, or the process runs past the blocks.
+        ValueError: when the bank is a part of one, its size and the partition's differ, or the process runs past the
+            blocks.
+
+    Example:
+        >>> from psmlib.nets.bank import Bank
+        >>> from psmlib.nets.mlp import Plain
+        >>> from psmlib.process import VP
+        >>> score = Bank(Plain(), 2).score(Partition([0, .1, 1]), VP(0., 10.))
+        >>> isinstance(score, BlockScore), score.on_block(.1).block, score.on_block(.2).block
+        (True, 0, 1)
     """
 
     def __init__(self, bank, partition: Partition, process: Process, block: int | None = None):
-        if len(bank) != len(partition):
-            raise ValueError(f"the bank holds {len(bank)} networks but {partition!r} has {len(partition)} blocks")
         if bank.whole != len(bank):
             raise ValueError(f"the bank is a part, {len(bank)} of {bank.whole} networks: put the parts together first")
+        if len(bank) != len(partition):
+            raise ValueError(f"the bank holds {len(bank)} networks but {partition!r} has {len(partition)} blocks")
         partition.check_covers(process)
         self.bank, self.partition, self.process, self.block = bank, partition, process, block
         self.native = bank.native

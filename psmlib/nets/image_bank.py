@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from psmlib import checkpoint
 from psmlib.gaussian_path import Process
@@ -38,6 +38,12 @@ class ImageBank:
         seed: Network k starts from the stream (seed, k), whatever K is.
         only: Make these networks alone, a part of the bank that :meth:`joined` puts together with the others: parts
             can be trained by processes or machines of their own.
+
+    Attributes:
+        params: Parameters, a row for each network. Shape: (K, P), fewer rows in a part.
+        buffers: Running statistics, likewise. Shape: (K, B).
+        first: The block that the first network answers for; not 0 in a part alone.
+        whole: K, also in a part.
 
     Raises:
         ValueError: when size is not positive, or ``only`` names none of the networks.
@@ -67,13 +73,18 @@ class ImageBank:
             made = self.kind(**self.settings, seed=stream(seed, only[k], 0), dtype=like.dtype, device=like.device)
             for row, tensor in _windows(made, self.params[k], self.buffers[k]):
                 row.copy_(tensor.detach())
+        self._blank = _blank(made)
 
     def _allocate(self, size: int, parameters: int, buffers: int, dtype: torch.dtype, device: torch.device) -> None:
         needed = size * (parameters + buffers) * torch.empty((), dtype=dtype).element_size()
         check_memory(needed, device, f"{size} networks of {parameters:,} parameters")
         self.params = torch.empty(size, parameters, dtype=dtype, device=device)
         self.buffers = torch.empty(size, buffers, dtype=dtype, device=device)
-        self._networks: dict[int, ImageModule] = {}
+
+    def __setattr__(self, name: str, value) -> None:
+        if name in ("params", "buffers"):
+            self._networks: dict[int, ImageModule] = {}  # those that were made look at another stack
+        super().__setattr__(name, value)
 
     def __len__(self) -> int:
         return len(self.params)
@@ -100,32 +111,40 @@ class ImageBank:
         return {"params": self.params, "buffers": self.buffers}
 
     def network(self, k: int) -> ImageModule:
-        """Network k, in evaluation mode and frozen; its weights are windows on row k, and change with it."""
+        """Network k, in evaluation mode and frozen; its weights are windows on row k, and change with it.
+
+        It counts from the first network that is held here, also in a part of a bank.
+        """
         if k not in self._networks:
-            net = self.kind(**self.settings, dtype=self.params.dtype, device=self.device)
-            for row, tensor in _windows(net, self.params[k], self.buffers[k]):
-                tensor.data = row
-            self._networks[k] = net.eval().requires_grad_(False)
+            # .data, which has a version counter of its own: with the stack's, a step of one network would upset
+            # autograd at another that is in its backward pass in another thread
+            seen = {
+                id(tensor): nn.Parameter(window.data, False) if isinstance(tensor, nn.Parameter) else window.data
+                for window, tensor in _windows(self._blank, self.params[k], self.buffers[k])
+            }
+            self._networks[k] = copy.deepcopy(self._blank, seen)
         return self._networks[k]
 
     def bind_gradients(self, k: int, row: Tensor) -> None:
         """Makes a backward pass through network k add its gradient to ``row``. Shape: (P,)."""
         net = self.network(k)
         for window, tensor in _windows(net, row, self.buffers[k]):
-            if isinstance(tensor, torch.nn.Parameter):
+            if isinstance(tensor, nn.Parameter):
                 tensor.grad = window
 
-    def copy(self, **tensors: Tensor) -> ImageBank:
-        """A bank of the same architecture with its own parameters: a copy of these, or of those given."""
+    def copy(self, params: Tensor | None = None, buffers: Tensor | None = None) -> ImageBank:
+        """A bank of the same architecture with its own tensors: copies of these, or of those given."""
         other = copy.copy(self)
-        other.params = tensors.get("params", self.params).clone()
-        other.buffers = tensors.get("buffers", self.buffers).clone()
-        other._networks = {}
+        other.params = (self.params if params is None else params).clone()
+        other.buffers = (self.buffers if buffers is None else buffers).clone()
         return other
 
     @classmethod
     def joined(cls, parts: Iterable[ImageBank]) -> ImageBank:
         """One bank of the parts of a bank, in whatever order they come.
+
+        Args:
+            parts: Banks that were made alike but for ``only``.
 
         Raises:
             ValueError: when they are not all the parts of one bank.
@@ -140,13 +159,12 @@ class ImageBank:
         starts = [0]
         for part in parts:
             starts.append(starts[-1] + len(part))
-        kinds = {(part.kind, repr(part.settings), part.native, part.whole) for part in parts}
+        kinds = {(part.description, part.native, part.seed, part.params.dtype, part.whole) for part in parts}
         if [part.first for part in parts] != starts[:-1] or len(kinds) != 1 or starts[-1] != parts[0].whole:
             found = [(part.first, len(part)) for part in parts]
-            raise ValueError(f"the parts (first, size) = {found} do not make one bank: give each part once")
+            raise ValueError(f"the parts (first, size) = {found} do not make one bank: give each part of one bank once")
         bank = copy.copy(parts[0])
         bank.params, bank.buffers = (torch.cat([p.tensors[name] for p in parts]) for name in ("params", "buffers"))
-        bank._networks = {}
         return bank
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> ImageBank:
@@ -157,6 +175,12 @@ class ImageBank:
     def changed(self, **settings) -> ImageBank:
         """The same networks under other settings that leave their parameters as they are.
 
+        Args:
+            settings: As of the architecture.
+
+        Raises:
+            ValueError: when the parameters would have other names, shapes or places in memory.
+
         Example:
             >>> from psmlib.nets import ronneberger
             >>> ImageBank(ronneberger.small(a=4), 2).changed(batch_at_test=True).settings["batch_at_test"]
@@ -164,9 +188,9 @@ class ImageBank:
         """
         other = self.copy()
         other.settings = {**self.settings, **settings}
-        made = self.kind(**other.settings)
-        if made.parameter_count != self.params.shape[1]:
-            raise ValueError(f"{settings} would change the number of parameters: make a new ImageBank with them")
+        other._blank = _blank(self.kind(**other.settings))
+        if _layout(other._blank) != _layout(self._blank):
+            raise ValueError(f"{settings} would change the parameters or their layout: make a new ImageBank with them")
         return other
 
     def save(self, path: str | Path, **about) -> None:
@@ -180,6 +204,15 @@ class ImageBank:
 
         Raises:
             ValueError: when the file is missing, broken, or not of a bank of image networks.
+
+        Example:
+            >>> import tempfile
+            >>> from psmlib.nets import unet
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     ImageBank(unet.small(dim=8), 2).save(f"{folder}/two.safetensors", updates=100)
+            ...     bank, about = ImageBank.load(f"{folder}/two.safetensors")
+            >>> bank, about["updates"]
+            (ImageBank(2 x UNet of 50,505 parameters), 100)
         """
         tensors, about = checkpoint.load(path)
         if set(tensors) != {"params", "buffers"} or about.get("arch") not in ARCHITECTURES:
@@ -187,14 +220,35 @@ class ImageBank:
         bank = object.__new__(cls)
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in about["settings"].items()}
         bank.kind, bank.settings = ARCHITECTURES[about["arch"]], settings
-        bank.native, bank.seed, bank._networks = about["native"], about["seed"], {}
+        bank._blank = _blank(bank.kind(**settings))
+        if bank._blank.parameter_count != tensors["params"].shape[1]:
+            raise ValueError(f"{path} holds other parameters than a {bank.description} has: train its networks anew")
+        bank.native, bank.seed = about["native"], about["seed"]
         bank.first, bank.whole = about["first"], about["whole"]
         bank.params, bank.buffers = tensors["params"].to(device), tensors["buffers"].to(device)
         return bank, about
 
     def score(self, partition: Partition, process: Process) -> ImageScore:
-        """The Score of this bank, network k answering for block k."""
+        """The Score of this bank, network k answering for block k.
+
+        Args:
+            partition: As many blocks as there are networks.
+            process: The Gaussian path.
+
+        Raises:
+            ValueError: when this is a part of a bank, or the three do not fit together.
+        """
         return ImageScore(self, partition, process)
+
+
+def _blank(net: ImageModule) -> ImageModule:
+    """The network without its numbers: on the meta device, in evaluation mode, frozen."""
+    return net.to("meta").eval().requires_grad_(False)
+
+
+def _layout(net: ImageModule) -> list[tuple]:
+    """What must be the same for a row of the stack to mean the same."""
+    return [(name, tensor.shape, tensor.stride()) for name, tensor in net.state_dict().items()]
 
 
 def _windows(net: ImageModule, params: Tensor, buffers: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -202,9 +256,7 @@ def _windows(net: ImageModule, params: Tensor, buffers: Tensor) -> Iterator[tupl
     for row, tensors in ((params, net.parameters()), (buffers, net.buffers())):
         at = 0
         for tensor in tensors:
-            piece, at = row[at : at + tensor.numel()], at + tensor.numel()
-            if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-                o, i, h, w = tensor.shape
-                yield piece.view(o, h, w, i).permute(0, 3, 1, 2), tensor
-            else:
-                yield piece.view(tensor.shape), tensor
+            # the strides themselves, not a view in the order they stand for: of a weight of one channel either layout
+            # can be meant, and the convolutions would take the other
+            yield row[at : at + tensor.numel()].as_strided(tensor.shape, tensor.stride()), tensor
+            at += tensor.numel()

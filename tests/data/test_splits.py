@@ -45,9 +45,11 @@ def test_parts_hold_every_item_once_and_every_class_in_its_share(labels, shares)
 
 
 def test_every_prefix_of_a_part_is_mixed():
-    labels = np.repeat(np.arange(10), 200)
-    train = stratified(labels, [0.7])[0]
-    assert np.bincount(labels[train[:200]], minlength=10).min() >= 8
+    labels = np.repeat(np.arange(10), 500)
+    for part in stratified(labels, [0.7, 0.1]):
+        for prefix in (200, len(part) // 2):
+            count = np.bincount(labels[part[:prefix]], minlength=10)
+            assert count.min() > 0.4 * prefix / 10 and count.max() < 1.8 * prefix / 10
 
 
 def test_shares_are_checked():
