@@ -12,7 +12,7 @@ from pathlib import Path
 from psmlib import paths
 from psmlib.nets.bank import Bank
 from psmlib.nets.image_bank import ImageBank
-from psmlib.training import description, fit
+from psmlib.training import CHUNK, description, fit
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ def train(
         data: As in :func:`psmlib.training.fit`.
         process: Likewise.
         partition: Likewise.
-        stops: Numbers of updates per network, multiples of 50.
+        stops: Numbers of updates per network, multiples of 50 but for the last.
         folder: Where snapshots and the running state are kept; a later call goes on from there.
         **settings: Passed on to ``fit``.
 
     Raises:
-        ValueError: when a stop is not a multiple of 50, or a file in ``folder`` is of a run with other settings.
+        ValueError: when a stop before the last is not a multiple of 50, or a file in ``folder`` is of a run with other settings.
 
     Example:
         >>> from psmlib.data.toys import HG
@@ -76,8 +76,8 @@ def train(
         [50, 100]
     """
     stops = sorted(set(stops))
-    if not stops or any(stop < 50 or stop % 50 for stop in stops):
-        raise ValueError(f"stops must be positive multiples of 50 updates, got {stops}")
+    if not stops or stops[0] < 1 or any(stop % CHUNK for stop in stops[:-1]):
+        raise ValueError(f"stops must be positive multiples of {CHUNK} updates, all but the last, got {stops}")
     kept = Snapshots({}, {}, {})
     given = inspect.signature(fit).bind(bank, data, process, partition, updates=stops[-1], **settings)
     given.apply_defaults()

@@ -48,9 +48,11 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path):
         run([50], tmp_path, batch_size=16)
 
 
-def test_stops_between_chunks_are_refused():
-    with pytest.raises(ValueError, match="multiples of 50"):
-        run([75])
+def test_only_the_last_stop_may_lie_between_chunks():
+    for stops in ([75, 150], [0, 50], []):
+        with pytest.raises(ValueError, match="multiples of 50"):
+            run(stops)
+    assert sorted(run([50, 75]).banks) == [50, 75]
 
 
 def test_only_long_profiles_keep_snapshots():
