@@ -272,7 +272,7 @@ def references(images: Images, *, seed: int = 0, draws: int = 1, limit: int = 15
         uniform              4.09 +- 0.00
         independent pixels   2.43 +- 0.01
         Gaussian             2.93 +- 0.01
-        Gaussian copula      2.14 +- 0.01
+        Gaussian copula      2.15 +- 0.01
         kernel density       3.33 +- 0.02
     """
     rows = []
