@@ -65,7 +65,8 @@ def train(
         **settings: Passed on to ``fit``.
 
     Raises:
-        ValueError: when a stop before the last is not a multiple of 50, or a file in ``folder`` is of a run with other settings.
+        ValueError: when a stop before the last is not a multiple of 50, or a file in ``folder`` is of a run with other
+            settings.
 
     Example:
         >>> from psmlib.data.toys import HG
