@@ -42,6 +42,19 @@ def draw_times(
     return t
 
 
+def draw_points(data, n: int, generator: torch.Generator) -> Tensor:
+    """Data points: of a density with ``sample(n, generator)``, or with replacement from a tensor (N, *shape).
+
+    Example:
+        >>> draw_points(torch.ones(9, 2), 5, torch.Generator()).shape
+        torch.Size([5, 2])
+    """
+    if not isinstance(data, Tensor):
+        return data.sample(n, generator)
+    rows = torch.randint(len(data), (n,), generator=generator, device=generator.device)
+    return data[rows.to(data.device)]
+
+
 def noised(
     bank, data, process: Process, partition: Partition, objective, k: int, n: int,
     generator: torch.Generator, log_share: float = 0.0, t_min: float = 1e-5,
@@ -73,11 +86,7 @@ def noised(
         (torch.Size([5, 2]), torch.Size([5]), torch.Size([5, 2]))
     """
     dtype = bank.params.dtype
-    if isinstance(data, Tensor):
-        rows = torch.randint(len(data), (n,), generator=generator, device=generator.device)
-        x0 = data[rows.to(data.device)].to(bank.device, dtype)
-    else:
-        x0 = data.sample(n, generator).to(bank.device, dtype)
+    x0 = draw_points(data, n, generator).to(bank.device, dtype)
     t = draw_times(partition, k, n, generator, log_share, t_min).to(bank.device)
     eps = torch.randn(x0.shape, generator=generator, dtype=dtype, device=generator.device).to(bank.device)
     return process.perturb(x0, t, eps), t, objective.target(process, x0, t, eps)

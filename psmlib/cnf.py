@@ -20,7 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from psmlib.batches import draw_points
 from psmlib.gaussian_path import Process, as_time
+from psmlib.likelihood import rademacher
 from psmlib.nets.bank import Bank, stream
 from psmlib.optim import Adam
 from psmlib.partition import Partition
@@ -137,9 +139,7 @@ class CNF:
     def _probe(self, x: Tensor, generator: torch.Generator | None) -> Tensor | None:
         if self.divergence == "exact":
             return None
-        generator = generator or stream(0)
-        signs = torch.randint(0, 2, x.shape, generator=generator, device=generator.device) * 2 - 1
-        return signs.to(x)
+        return rademacher(x, generator or stream(0))
 
     def _times(self, backwards: bool = False) -> Tensor:
         grid = torch.linspace(0, self.T, self.steps + 1, dtype=torch.float64)
@@ -156,8 +156,7 @@ class CNF:
     @staticmethod
     def log_normal(x: Tensor) -> Tensor:
         """Log density of the normal end, N(0, I), in nats. Shape: (n, *shape) -> (n,)."""
-        flat = x.flatten(1)
-        return -0.5 * flat.square().sum(1) - 0.5 * flat.shape[1] * math.log(2 * math.pi)
+        return OTFlow().prior_log_prob(x)
 
     def _check(self, x: Tensor) -> None:
         dtype = self.params[0].dtype
@@ -278,7 +277,7 @@ def train_cnf(
     began, called, total, since = time.perf_counter(), flow.evaluations, 0.0, 0
     for i in range(updates):
         generator = stream(seed, i)
-        loss, slopes = flow.loss_and_gradient(_draw(data, batch_size, generator).to(like), generator)
+        loss, slopes = flow.loss_and_gradient(draw_points(data, batch_size, generator).to(like), generator)
         if not math.isfinite(loss) or not all(bool(g.isfinite().all()) for g in slopes):
             raise FloatingPointError(
                 f"the loss at update {i} is {loss:g} or its gradient is not finite: lower lr ({lr:g}) or take more "
@@ -290,9 +289,3 @@ def train_cnf(
         if since == every or i + 1 == updates:
             yield Progress(i + 1, updates, total / since, time.perf_counter() - began, flow.evaluations - called)
             total, since = 0.0, 0
-
-
-def _draw(data, n: int, generator: torch.Generator) -> Tensor:
-    if isinstance(data, Tensor):
-        return data[torch.randint(len(data), (n,), generator=generator).to(data.device)]
-    return data.sample(n, generator)

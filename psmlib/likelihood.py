@@ -149,7 +149,7 @@ def log_likelihood(
 
 def rademacher(x: Tensor, generator: torch.Generator) -> Tensor:
     """Independent signs, of the shape, dtype and device of ``x``."""
-    return (torch.randint(0, 2, x.shape, generator=generator) * 2 - 1).to(x)
+    return (torch.randint(0, 2, x.shape, generator=generator, device=generator.device) * 2 - 1).to(x)
 
 
 def _euler_logdet(fields, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:

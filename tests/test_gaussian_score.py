@@ -12,9 +12,7 @@ from psmlib.data.toys import Mixture
 from psmlib.gaussian_score import GaussianScore
 from psmlib.likelihood import log_likelihood
 from psmlib.process import EDM, RVE, VE, VP, OTFlow, SubVP
-from psmlib.reference_densities import (
-    Gaussian,
-)
+from psmlib.reference_densities import Gaussian
 
 F64 = torch.float64
 PSM = VP(0.0, 10.0)

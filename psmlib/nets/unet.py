@@ -5,7 +5,7 @@ down again. ``UNet()`` has the 35,711,107 parameters of the released setting: th
 scripts call with dim 64 and multipliers 1, 2, 4, 8, in its releases from January to June 2023. Later releases differ
 by full attention at the coarsest level (``attention=("linear",) * 3 + ("full",)``: 35,710,339) or by other norms.
 
-Which scalar stands for the time is the caller's choice, see :func:`embedded_time`.
+Which scalar stands for the time is the caller's choice, see :mod:`psmlib.nets.clocks`.
 """
 
 from __future__ import annotations
@@ -18,43 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from psmlib.gaussian_path import Process, as_time
+from psmlib.nets.clocks import CLOCKS, embedded_time
 from psmlib.nets.image_module import ImageModule, arguments
 
-CLOCKS = ("log_snr", "t", "integral")
 KINDS = ("linear", "full", None)
 NORMS = ("group", "rms")
-
-
-def embedded_time(clock: str, t: float | Tensor, process: Process) -> Tensor:
-    r"""The scalar that a network is told for the time t. Shape: that of t.
-
-    ``"log_snr"`` is :math:`-\log(\alpha^2/\sigma^2)`, held within 40 of 0: noise levels that differ by a factor differ
-    by an amount, whatever the process. ``"integral"`` is :math:`B(t)=\int_0^t\beta`; for :math:`\beta = 10 t` that is
-    the :math:`c t^2` which Parallel Score Matching's image scripts feed. ``"t"`` is what its paper says.
-
-    Args:
-        clock: One of "log_snr", "t", "integral".
-        t: Times. Shape: () or (n,).
-        process: The Gaussian path.
-
-    Raises:
-        ValueError: for an unknown clock, or "integral" where the process has no beta.
-
-    Example:
-        >>> from psmlib.process import VP
-        >>> float(embedded_time("integral", 0.5, VP(0., 10.)))
-        1.25
-    """
-    t = as_time(t)
-    if clock == "t":
-        return t
-    if clock == "log_snr":
-        return -process.log_snr(t).clamp(-40, 40)
-    if clock == "integral":
-        if not hasattr(process, "integral"):
-            raise ValueError(f"{process!r} has no integral of beta to embed: use clock='log_snr' or clock='t'")
-        return process.integral(t)
-    raise ValueError(f"unknown clock {clock!r}: use one of {', '.join(CLOCKS)}")
 
 
 class RMSNorm(nn.Module):

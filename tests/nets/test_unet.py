@@ -7,7 +7,8 @@ import torch
 from torch.func import functional_call, jvp, stack_module_state, vmap
 
 from psmlib.nets.bank import stream
-from psmlib.nets.unet import CLOCKS, Attention, RMSNorm, UNet, embedded_time, small
+from psmlib.nets.clocks import CLOCKS, embedded_time
+from psmlib.nets.unet import Attention, RMSNorm, UNet, small
 from psmlib.process import EDM, RVE, VE, VP, OTFlow, SubVP
 
 F64 = torch.float64
