@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from psmlib import bank_flow
 from psmlib.gaussian_path import Process
 from psmlib.partition import Partition
 from psmlib.sampling import grids
@@ -134,7 +135,9 @@ def log_likelihood(
         return field
 
     times = time_grid(score, process, t0, t1, steps, grid)
-    if divergence == "logdet":
+    if bank_flow.serves(score, x, method, divergence):
+        y, change, counter[0] = bank_flow.solve(score, x, times, method)
+    elif divergence == "logdet":
         y, change = _euler_logdet(fields, x, times)
     elif method == "adaptive":
         ends = grids.with_borders(torch.tensor([t0, t1], dtype=torch.float64), getattr(score, "partition", None))

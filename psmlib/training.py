@@ -3,7 +3,8 @@ r"""Training every block at once, each on its own random stream.
 A network's course depends on (seed, its index) alone: a bank of K equals K separate runs, whatever the number
 of threads, and a run that was stopped goes on exactly where it was. On a CPU the networks are trained one after
 another in short chunks, so that each one's activations stay in the cache; threads share the chunks out. On an
-accelerator MLPs take each step together, U-Nets still take turns.
+accelerator MLPs take each step together and U-Nets take turns at one recorded step; see
+:mod:`psmlib.training_steps` for these engines.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from torch import Tensor
 
 from psmlib import checkpoint
 from psmlib.gaussian_path import Process
+from psmlib.image_steps import STEPS
 from psmlib.memory import check_memory
 from psmlib.nets.bank import Bank
 from psmlib.nets.image_bank import ImageBank
 from psmlib.objectives import Denoising, FlowMatching
 from psmlib.optim import OPTIMISERS, SCHEDULES, Adam
 from psmlib.partition import Partition
-from psmlib.training_steps import CHUNK, STEPS
+from psmlib.training_steps import CHUNK
 
 
 @dataclass
@@ -55,6 +57,7 @@ def fit(
     updates: int, batch_size: int = 512, lr: float = 1e-3, seed: int = 0,
     optimiser: str = "adam", schedule: str = "constant",
     log_share: float = 0.0, t_min: float = 1e-5, ema: float | None = None, workers: int = 1,
+    engine: str = "auto", streams: str = "auto",
     path: str | Path | None = None, resume: bool = False, save_every: int = 2000,
 ) -> Iterator[Progress]:  # fmt: skip
     """Trains network k of the bank on block k of the partition, in place, yielding after each chunk.
@@ -77,7 +80,11 @@ def fit(
         log_share: Share of training times drawn log-uniformly within the block.
         t_min: Where log-uniform times start in the first block.
         ema: Decay of the exponential moving average per step, or None.
-        workers: Threads that share the networks out (CPU).
+        workers: Threads that share the networks out (engine "loop").
+        engine: How the networks share the device: "loop", "products" or "fused" for MLPs, "loop" or "graph" for image
+            networks, "auto" for what suits it.
+        streams: Where batches come from: "torch" (a generator for each network), "addressed" (MLPs: Philox words, made
+            on the device for all networks at once), or "auto".
         path: Checkpoint file.
         resume: Go on from the checkpoint if it is there.
         save_every: Updates between checkpoints.
@@ -103,22 +110,21 @@ def fit(
     objective = _objective(bank, objective)
     rate = _check(bank, process, partition, objective, updates, batch_size, lr, schedule, log_share, ema, optimiser)
     K, widths, steps = len(bank), bank.widths, STEPS[type(bank)]
-    step = steps(bank, data, process, partition, objective, batch_size, seed, rate, log_share, t_min, ema)
-    together = steps.together and bank.device.type != "cpu"
-    planned = OPTIMISERS[optimiser](bank.params.to("meta"), widths).state.values()
-    state = bank.params.nbytes * (2 + 2 * (ema is not None)) + sum(tensor.nbytes for tensor in planned)
-    work = step.planned(K if together else 1) * max(1, workers)
-    check_memory(state + work, bank.device, f"training {K} networks at batch {batch_size}")
+    step = steps(
+        bank, data, process, partition, objective, batch_size, seed, rate, log_share, t_min, ema, engine, streams
+    )
+    check_memory(step.needed(K, optimiser, workers), bank.device, f"training {K} networks at batch {batch_size}")
     moments, average, done = OPTIMISERS[optimiser](bank.params, widths), bank.copy() if ema else None, 0
     about = description(
         bank, data, process, partition, objective=objective, updates=updates, batch_size=batch_size, lr=lr, seed=seed,
-        optimiser=optimiser, schedule=schedule, log_share=log_share, t_min=t_min, ema=ema,
+        optimiser=optimiser, schedule=schedule, log_share=log_share, t_min=t_min, ema=ema, streams=streams,
     )  # fmt: skip
     if path is not None and resume and Path(path).exists():
         tensors, found = checkpoint.load(path, about)
         done = found["done"]
         for name, tensor in _everything(bank, moments, average).items():
             tensor.copy_(tensors[name])
+        del tensors  # as much as the networks and their moments, for the rest of the run
     grad, began = torch.empty_like(bank.params), time.perf_counter()
     if done >= updates:
         yield Progress(done, updates, torch.full((K,), torch.nan), 0.0, bank, average)
@@ -128,13 +134,14 @@ def fit(
             n = min(CHUNK - done % CHUNK, updates - done)
             networks = [tensor for held in (bank, average) if held is not None for tensor in held.tensors.values()]
             before = [tensor.clone() for tensor in networks]
-            if together:
+            if step.together:
                 loss = step.run(slice(0, K), moments, grad, average, done, n)
             else:
                 jobs = [pool.submit(step.run, slice(k, k + 1), moments, grad, average, done, n) for k in range(K)]
                 loss = torch.cat([job.result() for job in jobs])
             # the last step comes after the last loss, so the networks are looked at too
-            loss = torch.where(bank.params.isfinite().all(1), loss, torch.nan)
+            sound = torch.stack([row.isfinite().all() for row in bank.params])  # row by row: masks take memory
+            loss = torch.where(sound, loss, torch.nan)
             if not bool(loss.isfinite().all()):
                 for tensor, kept in zip(networks, before, strict=True):
                     tensor.copy_(kept)
@@ -153,9 +160,11 @@ def fit(
 def description(
     bank: Bank | ImageBank, data, process: Process, partition: Partition, *, objective: Denoising | FlowMatching | None,
     updates: int, batch_size: int, lr: float, seed: int, optimiser: str, schedule: str, log_share: float, t_min: float,
-    ema: float | None, **_,
+    ema: float | None, streams: str = "auto", **_,
 ) -> dict:  # fmt: skip
     """What tells a run from others that cannot go on from it, as checkpoints remember it; arguments as of :func:`fit`.
+
+    Engines are not among it: they differ by rounding.
 
     Example:
         >>> from psmlib.data.toys import HG
@@ -171,6 +180,7 @@ def description(
         "discrete": partition.discrete, "objective": type(_objective(bank, objective)).__name__,
         "batch_size": batch_size, "lr": lr, "optimiser": optimiser, "dtype": str(bank.params.dtype),
         "data": _name(data), "seed": seed, "schedule": schedule, "log_share": log_share, "t_min": t_min, "ema": ema,
+        "streams": STEPS[type(bank)].source(bank, data, streams),
         "networks": len(bank) if bank.whole == len(bank) else [bank.first, len(bank), bank.whole],
         "schedule_updates": updates if schedule != "constant" else None,
     }  # fmt: skip

@@ -1,34 +1,37 @@
 """A chunk of updates: how networks of each kind take their steps.
 
 ``fit`` leaves to these classes what differs between a bank of MLPs, which has a gradient of its own and takes
-a step for many networks at once, and a bank of image networks, whose gradient is automatic.
+a step for many networks at once, and a bank of image networks, whose gradient is automatic
+(:mod:`psmlib.image_steps`).
+
+A bank's *engine* is how its networks share a device: "loop" trains one after another, each in the cache while its turn
+lasts; "products" steps all of them in batched matrix products, and "fused" in two Triton kernels a step, both recorded
+as one CUDA graph where there is CUDA. Its *streams* are where batches come from: a generator for each network
+("torch"), or words with an address ("addressed"), which a device makes for all networks at once.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from psmlib.batches import make_batch, noised
+from psmlib.addressed_batches import AddressedBatches, has_address
+from psmlib.batches import make_batch
 from psmlib.gaussian_path import Process
+from psmlib.kernels import bank_updates_triton
 from psmlib.kernels.bank_mlp import BankMLP
-from psmlib.memory import available
+from psmlib.kernels.bank_updates import BankUpdates, adam_rates
 from psmlib.nets.bank import Bank, stream
 from psmlib.nets.image_bank import ImageBank
-from psmlib.nets.image_module import ImageModule
-from psmlib.optim import Adam
+from psmlib.optim import OPTIMISERS, Adam
 from psmlib.partition import Partition
 
 CHUNK = 50
 """Updates between two looks at the loss; random numbers are drawn a chunk at a time."""
-
-_GLOBAL_GENERATOR = threading.Lock()
 
 
 @dataclass
@@ -47,6 +50,11 @@ class BankSteps:
         log_share: Share of training times drawn log-uniformly.
         t_min: Where log-uniform times start in the first block.
         ema: Decay of the moving average per step, or None.
+        engine: One of ``engines``, or "auto" for the device's own.
+        streams: "torch", "addressed" or "auto".
+
+    Raises:
+        ValueError: for an engine or streams that are unknown or cannot serve this bank, data or optimiser.
 
     Example:
         >>> from psmlib.data.toys import HG
@@ -71,14 +79,71 @@ class BankSteps:
     log_share: float
     t_min: float
     ema: float | None
+    engine: str = "auto"
+    streams: str = "auto"
 
-    together: ClassVar[bool] = True
-    """Whether an accelerator should be given all networks at once."""
+    engines: ClassVar[tuple[str, ...]] = ("loop", "products", "fused")
+    sources: ClassVar[tuple[str, ...]] = ("torch", "addressed")
+
+    def __post_init__(self):
+        self.engine = self._default_engine() if self.engine == "auto" else self.engine
+        self.streams = self.source(self.bank, self.data, self.streams)
+        for name, value, known in (("engine", self.engine, self.engines), ("streams", self.streams, self.sources)):
+            if value not in known:
+                kind = type(self.bank).__name__
+                raise ValueError(f"unknown {name} {value!r} for a {kind}: use one of auto, {', '.join(known)}")
+        self._updates: BankUpdates | None = None
+        self._addressed = self._addresses() if self.streams == "addressed" else None
+
+    @classmethod
+    def source(cls, bank: Bank | ImageBank, data, streams: str) -> str:
+        """Where batches come from: ``streams``, or what "auto" means for this bank and data."""
+        if streams != "auto":
+            return streams
+        addressed = bank.device.type != "cpu" and has_address(data) and "addressed" in cls.sources
+        return "addressed" if addressed else "torch"
+
+    def _default_engine(self) -> str:
+        """What is fastest on the bank's device."""
+        if self.bank.device.type == "cpu":
+            return "loop"
+        fused = bank_updates_triton.triton is not None and self.bank.device.type == "cuda"
+        return "fused" if fused and bank_updates_triton.fits(self.bank.widths, self.bank.params.dtype) else "products"
+
+    def _addresses(self) -> AddressedBatches:
+        return AddressedBatches(
+            self.bank, self.data, self.process, self.partition, self.objective, self.batch_size, self.seed,
+            self.log_share, self.t_min,
+        )  # fmt: skip
+
+    @property
+    def together(self) -> bool:
+        """Whether the engine is handed all networks at once."""
+        return self.engine != "loop"
+
+    def crowd(self, networks: int) -> int:
+        """How many of so many networks are at work at the same time."""
+        return networks if self.together else 1
 
     def planned(self, networks: int) -> int:
         """Bytes for the work of so many networks at once."""
         widths, size = self.bank.widths, self.bank.params.element_size()
-        return size * self.batch_size * networks * (3 * sum(widths) + CHUNK * 2 * widths[0])
+        rows = self.batch_size * networks
+        batches = 2 * (widths[0] + widths[-1]) * size  # as they are made, and as the steps hold them
+        if self._addressed is not None:  # words and what is made of them on the way
+            batches += 3 * 8 * 4 * (1 + -(-self._addressed.dim // 2)) + 8 * 8 * widths[-1]
+        return rows * (3 * sum(widths) * size + CHUNK * batches)
+
+    def needed(self, networks: int, optimiser: str, workers: int) -> int:
+        """Bytes at the peak of training so many networks: all but the networks themselves and the data.
+
+        Gradients, the optimiser's moments, a moving average, the copy to go back to, and the work of the steps.
+        """
+        row, moving = self.bank.params[:1].nbytes, self.ema is not None
+        params = self.bank.params.new_empty(networks, self.bank.params.shape[1], device="meta")
+        moments = sum(tensor.nbytes for tensor in OPTIMISERS[optimiser](params, self.bank.widths).state.values())
+        work = self.planned(self.crowd(networks)) * (1 if self.together else max(1, workers))
+        return networks * row * (2 + 2 * moving) + moments + work
 
     def draw(self, make: Callable, k: int, done: int) -> tuple[Tensor, ...]:
         """A chunk of batches for network k: a stream is addressed by the chunk, so resuming needs no state of it."""
@@ -112,76 +177,35 @@ class BankSteps:
         Returns:
             Their mean losses. Shape: (K of the part,).
         """
-        bank, B = self.bank, self.batch_size
-        batches = [self.draw(make_batch, k, done) for k in range(part.start, part.stop)]
-        inputs = torch.stack([b[0] for b in batches]).unflatten(1, (CHUNK, B)).transpose(0, 1).contiguous()
-        targets = torch.stack([b[1] for b in batches]).unflatten(1, (CHUNK, B)).transpose(0, 1).contiguous()
-        params, grads = bank.params[part], grad[part]
-        moments = moments.part(part)
-        work, total = BankMLP(bank.widths, inputs[0]), params.new_zeros(len(batches))
-        start = done % CHUNK
+        inputs, targets = self.batches(part, done, n)
+        if self.together and type(moments) is Adam:
+            updates = self._updates_of(part, moments, average)
+            return updates.run(inputs, targets, adam_rates(self.rate, done, n))
+        params, grads, moments = self.bank.params[part], grad[part], moments.part(part)
+        work, total = BankMLP(self.bank.widths, inputs[0]), params.new_zeros(len(params))
         for i in range(n):
-            total += work.gradient(params, inputs[start + i], targets[start + i], grads)
+            total += work.gradient(params, inputs[i], targets[i], grads)
             moments.step(params, grads, lr=self.rate(done + i), count=done + i + 1)
             self.average_in(average, part)
         return total / n
 
+    def batches(self, part: slice, done: int, n: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of some networks for the next n updates. Shapes: (n, K, B, F) and (n, K, B, d)."""
+        if self._addressed is not None:
+            h, target = self._addressed.draw(part, done, n)
+            return h.contiguous(), target.contiguous()
+        drawn = zip(*[self.draw(make_batch, k, done) for k in range(part.start, part.stop)], strict=True)
+        mine = slice(done % CHUNK, done % CHUNK + n)
+        shape = (CHUNK, self.batch_size)
+        return tuple(torch.stack([b.unflatten(0, shape)[mine] for b in each], 1) for each in drawn)
 
-@dataclass
-class ImageSteps(BankSteps):
-    """Updates of a bank of image networks; arguments as of :class:`BankSteps`."""
-
-    together: ClassVar[bool] = False
-
-    def planned(self, networks: int) -> int:
-        shape = self.data.shape[1:] if isinstance(self.data, Tensor) else self.data.sample(1, stream(0)).shape[1:]
-        net, size = self.bank.network(0), self.bank.params.element_size()
-        images = 6 * 8 * CHUNK * self.batch_size * shape.numel()  # six numbers a value in double precision, at the peak
-        # every layer at full resolution, and all that backward keeps of it: a bound that costs nothing to find
-        most = 8 * size * self.batch_size * shape[1:].numel() * sum(len(p) for p in net.parameters() if p.dim() > 1)
-        if 20 * networks * most < available(self.bank.device):
-            return networks * (most + images)
-        own = net.memory(1, shape[1:], training=False)
-        return networks * (net.memory(self.batch_size, shape[1:]) - own + images)
-
-    def run(
-        self, part: slice, moments: Adam, grad: Tensor, average: Bank | ImageBank | None, done: int, n: int
-    ) -> Tensor:
-        return torch.stack([self._alone(k, moments, grad, average, done, n) for k in range(part.start, part.stop)])
-
-    def _alone(self, k: int, moments: Adam, grad: Tensor, average, done: int, n: int) -> Tensor:
-        """Does n updates for network k; returns its mean loss. Shape: ()."""
-        x, t, target = self.draw(noised, k, done)
-        net, part = self.bank.network(k), slice(k, k + 1)
-        self.bank.bind_gradients(k, grad[k])
-        params, grads, moments = self.bank.params[part], grad[part], moments.part(part)
-        total, start = params.new_zeros(()), done % CHUNK
-        net.train().requires_grad_(True)
-        try:
-            for i in range(n):
-                rows = slice((start + i) * self.batch_size, (start + i + 1) * self.batch_size)
-                grads.zero_()
-                with torch.enable_grad():
-                    said = self._call(net, net.inputs(x[rows], t[rows], self.process), k, done + i)
-                    loss = F.mse_loss(said, target[rows])
-                    loss.backward()
-                total += loss.detach()
-                moments.step(params, grads, lr=self.rate(done + i), count=done + i + 1)
-                self.average_in(average, part)
-        finally:  # whatever stopped the run, the network must not be left in training mode, nor hold on to ``grad``
-            net.eval().requires_grad_(False).zero_grad()
-        return total / n
-
-    def _call(self, net: ImageModule, inputs: tuple[Tensor, ...], k: int, update: int) -> Tensor:
-        """What network k says; if it drops values out, those that its own stream says."""
-        if not net.settings.get("dropout"):
-            return net(*inputs)
-        devices = [self.bank.device] if self.bank.device.type == "cuda" else []
-        # torch's dropout draws from the global generator alone, which all threads share
-        with _GLOBAL_GENERATOR, torch.random.fork_rng(devices):
-            torch.manual_seed(stream(self.seed, self.bank.first + k, 2, update).initial_seed())
-            return net(*inputs)
-
-
-STEPS: dict[type, type[BankSteps]] = {Bank: BankSteps, ImageBank: ImageSteps}
-"""Which class trains which bank."""
+    def _updates_of(self, part: slice, moments: Adam, average: Bank | ImageBank | None) -> BankUpdates:
+        """The engine at work on some networks; kept, for it may have recorded its steps."""
+        if self._updates is None:
+            kind = bank_updates_triton.FusedUpdates if self.engine == "fused" else BankUpdates
+            state = moments.part(part).state
+            self._updates = kind(
+                self.bank.widths, self.bank.params[part], state["mean"], state["square"], batch=self.batch_size,
+                average=None if average is None else average.params[part], ema=self.ema or 0.0,
+            )  # fmt: skip
+        return self._updates

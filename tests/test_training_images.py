@@ -8,6 +8,7 @@ import torch
 from psmlib import memory, snapshots
 from psmlib.batches import noised
 from psmlib.data.images import load
+from psmlib.image_steps import ImageSteps
 from psmlib.memory import HeldBytes
 from psmlib.nets.bank import stream
 from psmlib.nets.image_bank import ImageBank
@@ -18,7 +19,6 @@ from psmlib.optim import Adam, one_cycle
 from psmlib.partition import Partition
 from psmlib.process import VP, OTFlow
 from psmlib.training import CHUNK, Progress, fit
-from psmlib.training_steps import ImageSteps
 
 F64 = torch.float64
 P = VP(0.0, 10.0)

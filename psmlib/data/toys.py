@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from psmlib.gaussian_path import Process
+from psmlib.kernels.philox import normal, uniform
 
 
 def _rotation(degrees: float) -> list[list[float]]:
@@ -120,6 +121,34 @@ class Mixture:
         x = self.centres[k]
         for j in range(self.dim):
             x += A[k, :, j] * local[:, j : j + 1]
+        return x
+
+    def of_words(self, pick: Tensor, local: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Points made of random words, on whatever device these are: equal words make equal points.
+
+        Args:
+            pick: Words that choose the component, in [0, 2^32). Shape: (...).
+            local: Words that place the point in it, two for each pair of axes. Shape: (2 ceil(d/2), ...).
+            dtype: Of the points.
+
+        Returns:
+            Points. Shape: (..., d).
+
+        Example:
+            >>> from psmlib.kernels.philox import words
+            >>> w = words(torch.tensor([1]), 0, 1, 20000, 1)
+            >>> bool((HG().of_words(w[0], w[1:3]).std((0, 1, 2)) - HG().std).abs().max() < .02)
+            True
+        """
+        bounds = (self.weights.cumsum(0)[:-1] * 2.0**32).long().to(pick.device)
+        k = torch.bucketize(pick, bounds, right=True)
+        axes = range(self.dim)
+        gauss = torch.stack([normal(local[j - j % 2], local[j - j % 2 + 1], dtype)[j % 2] for j in axes], -1)
+        box = torch.stack([2 * uniform(local[j], dtype) - 1 for j in axes], -1)
+        at = torch.where((k < len(self.gauss_weight))[..., None], gauss, box)
+        factors, x = self._factors.to(pick.device, dtype)[k], self.centres.to(pick.device, dtype)[k]
+        for j in axes:
+            x = x + factors[..., j] * at[..., j, None]
         return x
 
     def log_prob(self, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@ r"""A bank: K networks of one architecture held as one stack of parameters, and 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,10 +15,27 @@ from psmlib.gaussian_path import Process, expand
 from psmlib.kernels.bank_mlp import BankMLP, bank_mlp_ref, layers
 from psmlib.nets.block_score import BlockScore
 from psmlib.nets.mlp import ARCHITECTURES, Plain
+from psmlib.nets.parts import in_order, stretch
 from psmlib.partition import Partition
 
 _ROWS = 1024
 """Points a piece when a field is evaluated on a CPU: enough to hide the cost of a call, few enough for the cache."""
+
+
+def stream_key(seed: int, *path: int) -> int:
+    """A number of 63 bits that depends on the seed and a path of integers alone.
+
+    Example:
+        >>> stream_key(0, 3) == stream_key(0, 3), stream_key(0, 3) == stream_key(0, 4)
+        (True, False)
+    """
+    state = seed & 0xFFFFFFFFFFFFFFFF
+    for part in (0x9E3779B9, *path):  # splitmix64: neighbouring paths give unrelated states
+        state = (state + 0x9E3779B97F4A7C15 * (part + 1)) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
 
 
 def stream(seed: int, *path: int, device: str | torch.device = "cpu") -> torch.Generator:
@@ -28,13 +46,7 @@ def stream(seed: int, *path: int, device: str | torch.device = "cpu") -> torch.G
         >>> bool(torch.rand(1, generator=a) == torch.rand(1, generator=b))
         True
     """
-    state = seed & 0xFFFFFFFFFFFFFFFF
-    for part in (0x9E3779B9, *path):  # splitmix64: neighbouring paths give unrelated states
-        state = (state + 0x9E3779B97F4A7C15 * (part + 1)) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return torch.Generator(device).manual_seed(state >> 1)
+    return torch.Generator(device).manual_seed(stream_key(seed, *path))
 
 
 class Bank:
@@ -47,9 +59,15 @@ class Bank:
         seed: Network k starts from the stream (seed, k), whatever K is.
         dtype: Of the parameters.
         device: Of the parameters.
+        only: Make these networks alone, a part of the bank that :meth:`joined` puts together with the others.
+
+    Attributes:
+        params: Parameters, a row for each network. Shape: (K, P), fewer rows in a part.
+        first: The block that the first network answers for; not 0 in a part alone.
+        whole: K, also in a part.
 
     Raises:
-        ValueError: when size is not positive.
+        ValueError: when size is not positive, or ``only`` names none of the networks.
 
     Example:
         >>> bank = Bank(Plain(), 4, seed=0)
@@ -57,19 +75,16 @@ class Bank:
         torch.Size([4, 30952])
     """
 
-    first = 0
-    """The block that the first network answers for; another in a part of a larger bank."""
-
     def __init__(
         self, arch: Plain, size: int, *, native: str = "eps", seed: int = 0,
-        dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", only: range | None = None,
     ):  # fmt: skip
-        if size < 1:
-            raise ValueError(f"a Bank needs at least one network, got size={size}")
+        only = stretch(size, only, "a Bank")
+        self.first, self.whole = only.start, size
         self.arch, self.native, self.seed = arch, native, seed
-        self.params = torch.empty(size, arch.parameters, dtype=torch.float64)
-        for k in range(size):
-            generator = stream(seed, k, 0)
+        self.params = torch.empty(len(only), arch.parameters, dtype=torch.float64)
+        for k in range(len(only)):
+            generator = stream(seed, only[k], 0)
             for weight, bias in layers(self.params[k : k + 1], arch.widths):
                 bound = 1 / math.sqrt(weight.shape[1])  # torch.nn.Linear's own default
                 weight.uniform_(-bound, bound, generator=generator)
@@ -95,11 +110,6 @@ class Bank:
         return {"params": self.params}
 
     @property
-    def whole(self) -> int:
-        """How many networks the bank has that this one is a part of: its own number, it is no part."""
-        return len(self)
-
-    @property
     def widths(self) -> tuple[int, ...]:
         """Widths of the layers, for optimisers that work on matrices."""
         return self.arch.widths
@@ -122,6 +132,8 @@ class Bank:
             "settings": asdict(self.arch),
             "native": self.native,
             "seed": self.seed,
+            "first": self.first,
+            "whole": self.whole,
         }
         checkpoint.save(path, {"params": self.params}, {**about, **arch})
 
@@ -139,7 +151,23 @@ class Bank:
         bank = object.__new__(cls)
         bank.arch, bank.native, bank.seed = ARCHITECTURES[about["arch"]](**settings), about["native"], about["seed"]
         bank.params = tensors["params"].to(device)
+        bank.first, bank.whole = about.get("first", 0), about.get("whole", len(bank.params))
         return bank, about
+
+    @classmethod
+    def joined(cls, parts: Iterable[Bank]) -> Bank:
+        """One bank of the parts of a bank, in whatever order they come.
+
+        Raises:
+            ValueError: when they are not all the parts of one bank.
+
+        Example:
+            >>> parts = [Bank(Plain(), 3, only=part) for part in (range(2, 3), range(2))]
+            >>> torch.equal(Bank.joined(parts).params, Bank(Plain(), 3).params)
+            True
+        """
+        parts = in_order(parts)
+        return parts[0].copy(torch.cat([part.params for part in parts]))
 
     def score(self, partition: Partition, process: Process) -> BankScore:
         """The Score of this bank, network k answering for block k."""

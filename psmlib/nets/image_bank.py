@@ -1,8 +1,8 @@
 r"""A bank of U-Nets: K networks of images, held as one stack of parameters, and its reading as a Score.
 
 The networks are modules whose weights are windows on rows of the stack, so optimiser, moving average and checkpoints
-are those of any other bank. They are run one by one: on a CPU a convolution is busy enough with one network's batch,
-and batching them (``torch.func.vmap``) was slower.
+are those of any other bank. They are run one by one, which takes the memory of one; how much faster they would be as
+groups of one convolution (:mod:`psmlib.nets.grouped`), or under ``torch.func.vmap``, the benchmark "unets" tells.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from psmlib.memory import check_memory
 from psmlib.nets.bank import stream
 from psmlib.nets.image_module import ImageModule
 from psmlib.nets.image_score import ImageScore
+from psmlib.nets.parts import in_order, stretch
 from psmlib.nets.ronneberger import Ronneberger
 from psmlib.nets.unet import UNet
 from psmlib.partition import Partition
@@ -60,11 +61,7 @@ class ImageBank:
     """No layers as matrices: an optimiser that needs them refuses."""
 
     def __init__(self, net: ImageModule, size: int, *, native: str = "eps", seed: int = 0, only: range | None = None):
-        if size < 1:
-            raise ValueError(f"an ImageBank needs at least one network, got size={size}")
-        only = range(size) if only is None else only
-        if not only or only.step != 1 or not 0 <= only.start < only.stop <= size:
-            raise ValueError(f"only={only} is no stretch of the {size} networks: give a range within 0..{size}")
+        only = stretch(size, only, "an ImageBank")
         self.first, self.whole = only.start, size
         self.kind, self.settings, self.native, self.seed = type(net), dict(net.settings), native, seed
         like = next(net.parameters())
@@ -155,14 +152,7 @@ class ImageBank:
             >>> ImageBank.joined(parts).first, len(ImageBank.joined(parts))
             (0, 3)
         """
-        parts = sorted(parts, key=lambda part: part.first)
-        starts = [0]
-        for part in parts:
-            starts.append(starts[-1] + len(part))
-        kinds = {(part.description, part.native, part.seed, part.params.dtype, part.whole) for part in parts}
-        if [part.first for part in parts] != starts[:-1] or len(kinds) != 1 or starts[-1] != parts[0].whole:
-            found = [(part.first, len(part)) for part in parts]
-            raise ValueError(f"the parts (first, size) = {found} do not make one bank: give each part of one bank once")
+        parts = in_order(parts)
         bank = copy.copy(parts[0])
         bank.params, bank.buffers = (torch.cat([p.tensors[name] for p in parts]) for name in ("params", "buffers"))
         return bank

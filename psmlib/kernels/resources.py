@@ -1,0 +1,106 @@
+"""What the compiler makes of a Triton kernel for a GPU that need not be there: registers, spills, shared memory.
+
+Triton carries its whole tool chain, so that a kernel can be compiled for an H200 on a laptop. Whether values had to be
+moved out of registers, or products really became tensor-core instructions, is then known before any GPU is at hand.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+try:
+    import triton
+except ImportError:  # this file must be importable everywhere, to be documented
+    triton = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """One compiled kernel.
+
+    Attributes:
+        registers: A thread.
+        stack: Bytes of local memory a thread; not 0 when registers were spilled.
+        shared: Bytes of shared memory a program.
+        warps: A program; a warp is 32 threads.
+        tensor_core: Tensor-core instructions in the program text.
+        fused_add: Scalar multiply-add instructions in the program text.
+    """
+
+    registers: int
+    stack: int
+    shared: int
+    warps: int
+    tensor_core: int
+    fused_add: int
+
+    @property
+    def programs(self) -> int:
+        """How many programs fit one multiprocessor of an H100 or H200: 65,536 registers, 227 KiB, 64 warps, 32 blocks.
+
+        Example:
+            >>> Resources(registers=128, stack=0, shared=100_000, warps=8, tensor_core=1, fused_add=1).programs
+            2
+        """
+        by_registers = 65_536 // (-(-self.registers // 8) * 8 * 32 * self.warps)
+        by_memory = 232_448 // (self.shared + 1024)  # a kilobyte of each block's is the system's
+        return min(by_registers, by_memory, 64 // self.warps, 32)
+
+
+def compile_for(
+    kernel: Any, signature: Mapping[str, str], constants: Mapping[str, Any], *, warps: int = 4,
+    stages: int | None = None, capability: int = 90,
+) -> Resources:  # fmt: skip
+    """Compiles a kernel for a compute capability and reads what it takes.
+
+    Args:
+        kernel: A function made by ``triton.jit``.
+        signature: Types of the arguments that are given at run time, as Triton writes them: "*fp32", "i32", "fp32".
+            Pointers count as aligned to 16 bytes.
+        constants: Values of the ``constexpr`` arguments.
+        warps: Warps a program.
+        stages: Depth of Triton's software pipelines; by default its own.
+        capability: Of the target, ten times: 90 is an H100 or H200.
+
+    Raises:
+        ImportError: when Triton is not installed.
+        RuntimeError: when Triton was imported with TRITON_INTERPRET=1, which replaces its compiler.
+    """
+    if triton is None:
+        raise ImportError("compiling a kernel needs triton: install it")
+    if not hasattr(kernel, "src"):
+        raise RuntimeError("Triton interprets its kernels in this process: unset TRITON_INTERPRET and start again")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    places = {name: i for i, name in enumerate(kernel.arg_names)}
+    types = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
+    aligned = {(places[n],): [["tt.divisibility", 16]] for n, kind in signature.items() if kind.startswith("*")}
+    source = ASTSource(kernel, types, {(places[n],): value for n, value in constants.items()}, aligned)
+    options = {"num_warps": warps} | ({} if stages is None else {"num_stages": stages})
+    made = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    usage, text = _read(made.asm["cubin"])
+    return Resources(
+        registers=int(re.search(r"REG:(\d+)", usage)[1]), stack=int(re.search(r"STACK:(\d+)", usage)[1]),
+        shared=made.metadata.shared, warps=warps, tensor_core=len(re.findall(r"\b[HQ]G?MMA\b", text)),
+        fused_add=len(re.findall(r"\bFFMA2?\b", text)),
+    )  # fmt: skip
+
+
+def _read(cubin: bytes) -> tuple[str, str]:
+    """Resource usage and machine code of a compiled kernel, by the tools that come with Triton."""
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        out = [
+            subprocess.run([tools / tool, *options, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, *options in (("cuobjdump", "--dump-resource-usage"), ("nvdisasm",))
+        ]
+    return out[0], out[1]

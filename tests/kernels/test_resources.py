@@ -1,0 +1,48 @@
+"""The kernels as a compiler for an H200 sees them, on a machine that has none."""
+
+import pytest
+
+from psmlib.kernels import bank_updates_triton, mlp_flow_triton, philox_triton, softmax_step_triton
+from psmlib.kernels.profiles import PROFILES, profile
+from psmlib.kernels.resources import Resources, compile_for
+
+pytest.importorskip("triton")
+
+
+def test_programs_a_multiprocessor():
+    small = Resources(registers=32, stack=0, shared=0, warps=4, tensor_core=0, fused_add=0)
+    assert small.programs == 16
+    assert Resources(255, 0, 0, 8, 0, 0).programs == 1
+    assert Resources(64, 0, 120_000, 4, 0, 0).programs == 1
+
+
+def test_every_kernel_has_a_profile():
+    modules = (bank_updates_triton, mlp_flow_triton, philox_triton, softmax_step_triton)
+    kernels = {
+        value.fn.__name__
+        for m in modules
+        for value in vars(m).values()
+        if hasattr(value, "fn") and hasattr(value, "src")
+    }
+    inlined = {"_elu", "_slope", "_field"}
+    assert {p.kernel.fn.__name__ for p in PROFILES.values()} == kernels - inlined - {"cdiv", "next_power_of_2"}
+
+
+@pytest.mark.parametrize("name", ["philox", "softmax_step", "update"])
+def test_kernels_compile(name):
+    made = profile(name)
+    assert 0 < made.registers <= 255 and made.stack <= 256 and made.programs >= 1
+
+
+def test_training_uses_the_tensor_cores():
+    made = profile("sweep")
+    assert made.tensor_core > 0 and made.programs >= 1
+    assert made.stack <= 256  # spills of more would cost more than the products
+
+
+def test_a_broken_kernel_is_found():
+    chosen = PROFILES["philox"]
+    with pytest.raises(Exception, match="rows"):
+        compile_for(
+            chosen.kernel, {"out": "*i64"}, {"ROWS": 512, "keys": 1, "first": 1, "updates": 1, "plane": 1, "rows": ()}
+        )
