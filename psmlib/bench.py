@@ -1,4 +1,4 @@
-"""Benchmarks: `python -m psmlib.bench [names] [--scale smoke|quick|full] [--no-write] [--list]`.
+"""Benchmarks: `python -m psmlib.bench [names] [--scale smoke|quick|full] [--device cuda] [--no-write] [--list]`.
 
 Each row is printed when it is measured and, at the end of its benchmark, added to `data/bench/<name>.csv` with the
 date, the commit, the machine and the versions. A file is only ever added to, so that it tells how speed went over
@@ -15,6 +15,7 @@ import platform
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,12 +24,26 @@ from time import perf_counter
 import torch
 
 from psmlib import paths
-from psmlib.benchmarks import clustering, likelihood, optimal_denoiser, steps, training
+from psmlib.benchmarks import (
+    bank,
+    clustering,
+    draws,
+    likelihood,
+    optimal_denoiser,
+    peaks,
+    steps,
+    training,
+    unets,
+)
 from psmlib.benchmarks.timing import Row, number, one_thread
 from psmlib.files import write_atomic
 from psmlib.provenance import device_name, git_state
 
 BENCHMARKS = {
+    "device": peaks,
+    "bank": bank,
+    "draws": draws,
+    "unets": unets,
     "training": training,
     "likelihood": likelihood,
     "steps": steps,
@@ -43,8 +58,8 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def stamp(scale: str) -> dict[str, str]:
-    """The circumstances of a run, as they stand in each of its rows.
+def stamp(scale: str, device: str = "cpu") -> dict[str, str]:
+    """The circumstances of a run on a device, as they stand in each of its rows.
 
     Example:
         >>> tuple(stamp("smoke")) == STAMP
@@ -53,7 +68,7 @@ def stamp(scale: str) -> dict[str, str]:
     state = git_state()
     dirty = {True: "yes", False: "no"}.get(state["dirty"], "unknown")
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    machine = (device_name("cpu"), str(torch.get_num_threads()), platform.python_version())
+    machine = (device_name(device), str(torch.get_num_threads()), platform.python_version())
     versions = (version("torch"), version("numpy"))
     return dict(zip(STAMP, (now, state["commit"], dirty, *machine, *versions, scale), strict=True))
 
@@ -150,19 +165,35 @@ def show(rows: Iterable[Row]) -> Iterator[Row]:
         yield row
 
 
-def run(name: str, scale: str, write: bool = True) -> list[Row]:
+def settings_of(name: str, scale: str, device: str):
+    """The settings of a benchmark at a scale, on a device.
+
+    Raises:
+        ValueError: when the benchmark is about processors only.
+    """
+    settings = BENCHMARKS[name].SCALES[scale]
+    if device == "cpu":
+        return settings
+    if not hasattr(settings, "device"):
+        able = ", ".join(n for n, module in BENCHMARKS.items() if hasattr(module.SCALES[scale], "device"))
+        raise ValueError(f"{name} is measured on a CPU alone: give --device to one of {able}")
+    return replace(settings, device=device)
+
+
+def run(name: str, scale: str, write: bool = True, device: str = "cpu") -> list[Row]:
     """Runs one benchmark on one thread; what was measured before a failure is kept.
 
     Raises:
-        ValueError: when its file has other columns than we write; before anything is run.
+        ValueError: when its file has other columns than we write, or it cannot be run on the device; before anything
+            is run.
     """
-    module, measured = BENCHMARKS[name], []
+    module, measured, settings = BENCHMARKS[name], [], settings_of(name, scale, device)
     if write:
         check(path_of(name))
     with one_thread():
-        about = stamp(scale)
+        about = stamp(scale, device)
         try:
-            for row in show(module.run(module.SCALES[scale])):
+            for row in show(module.run(settings)):
                 measured.append(row)
         finally:
             if write and measured:
@@ -172,8 +203,11 @@ def run(name: str, scale: str, write: bool = True) -> list[Row]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m psmlib.bench", description="Run the benchmarks on one CPU thread.")
-    parser.add_argument("names", nargs="*", help=f"which: {', '.join(BENCHMARKS)} (default: all)")
+    parser = argparse.ArgumentParser(
+        prog="python -m psmlib.bench", description="Run the benchmarks on one CPU thread, or a GPU."
+    )
+    parser.add_argument("names", nargs="*", help=f"which: {', '.join(BENCHMARKS)} (default: all that the device can)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--scale", choices=SCALE_NAMES, default="quick", help="how much to run (default: quick)")
     parser.add_argument("--no-write", action="store_true", help="print only, add nothing to data/bench")
     parser.add_argument("--list", action="store_true", help="say what there is and stop")
@@ -182,6 +216,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         print(f"unknown benchmark {unknown[0]!r}: use one of {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 2
+    if options.device != "cpu" and not torch.cuda.is_available():
+        print(f"torch sees no CUDA device: leave out --device {options.device}", file=sys.stderr)
+        return 2
     if options.list:
         for name, module in BENCHMARKS.items():
             print(
@@ -189,11 +226,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         return 0
     failed = False
-    for name in dict.fromkeys(options.names or BENCHMARKS):
+    able = [n for n, m in BENCHMARKS.items() if options.device == "cpu" or hasattr(m.SCALES[options.scale], "device")]
+    for name in dict.fromkeys(options.names or able):
         began = perf_counter()
         print(f"== {name} ({options.scale}) ==")
         try:
-            run(name, options.scale, write=not options.no_write)
+            run(name, options.scale, write=not options.no_write, device=options.device)
         except (ArithmeticError, ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:
             print(f"{name} failed: {error}", file=sys.stderr)
             failed = True

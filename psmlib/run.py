@@ -5,16 +5,18 @@ In a terminal::
     python -m psmlib.run book --profile quick
     python -m psmlib.run notebook psm_toys --profile quick -p dataset TY
     python -m psmlib.run check-parameters psm_toys -p seeds 3
+    python -m psmlib.run batch --profile gpu --minutes 9
     python -m psmlib.run pages
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from psmlib import paths
+from psmlib.batch import OutOfTime, run_within
 from psmlib.notebooks import Outcome, Record, execute, staleness_key, toc_notebooks
 from psmlib.parameters import PROFILES, ParameterError, resolve
 
@@ -51,7 +53,10 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def run_notebook(name: str, values: dict[str, Any], *, force: bool, label: str = "") -> Outcome:
+def run_notebook(
+    name: str, values: dict[str, Any], *, force: bool, label: str = "",
+    tick: Callable[[float], None] = lambda seconds: None,
+) -> Outcome:  # fmt: skip
     """Run one notebook into the book, unless its last run still stands.
 
     Args:
@@ -59,6 +64,7 @@ def run_notebook(name: str, values: dict[str, Any], *, force: bool, label: str =
         values: Every parameter with its value.
         force: Run even if nothing has changed.
         label: What its progress line starts with, such as `"[1/3] "`.
+        tick: Called a few times a second with the seconds gone by; what it raises ends the run.
 
     Returns:
         How it ended; a run that still stands has no reason and its old time.
@@ -70,7 +76,16 @@ def run_notebook(name: str, values: dict[str, Any], *, force: bool, label: str =
         progress.end(f"unchanged: its run of {clock(record.seconds)} still stands")
         return Outcome(record.seconds)
     Record.path(name).unlink(missing_ok=True)  # from here on the old run is no longer whole
-    outcome = execute(template, output, values, progress.tick)
+
+    def both(seconds: float) -> None:
+        progress.tick(seconds)
+        tick(seconds)
+
+    try:
+        outcome = execute(template, output, values, both)
+    except OutOfTime:
+        progress.end("cut off by the time limit")
+        raise
     if outcome.reason:
         progress.end(f"FAILED after {clock(outcome.seconds)}: {outcome.reason}")
     else:
@@ -157,13 +172,30 @@ def book(options: argparse.Namespace) -> int:
     return 0
 
 
-def _report(outcomes: dict[str, Outcome]) -> int:
+def batch(options: argparse.Namespace) -> int:
+    """Run notebooks until all are done or the time is up; run it again to go on."""
+    given = with_device(options.profile, options.p)
+    names = options.names or toc_notebooks()
+    values = {name: resolve(paths.NOTEBOOKS / f"{name}.ipynb", given) for name in names}  # all before any runs
+
+    def job(name: str) -> Callable:
+        return lambda tick: run_notebook(name, values[name], force=options.force, tick=tick)
+
+    outcomes, left = run_within({name: job(name) for name in names}, 60 * options.minutes)
+    status = _report(outcomes, "the others were run")
+    if left:
+        print(f"The time is up; left to do: {', '.join(left)}. Give the same command again to go on.")
+        return 3
+    return status
+
+
+def _report(outcomes: dict[str, Outcome], then: str = "the book was not built") -> int:
     """Name the failed notebooks and their partial outputs in one sentence; return the exit status."""
     failed = [name for name, outcome in outcomes.items() if outcome.reason]
     if not failed:
         return 0
     kept = ", ".join(f"{name} (partial output: {_shown(paths.EXECUTED / name)}.ipynb)" for name in failed)
-    print(f"{len(failed)} of {len(outcomes)} notebooks failed and the book was not built: {kept}.", flush=True)
+    print(f"{len(failed)} of {len(outcomes)} notebooks failed and {then}: {kept}.", flush=True)
     return 1
 
 
@@ -188,7 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Its words; by default those of the process.
 
     Returns:
-        The exit status: 0, or 1 if anything failed, or 2 if nothing was started because the input is wrong.
+        The exit status: 0, or 1 if anything failed, or 2 if nothing was started because the input is wrong, or 3 if
+        the time of a batch was up before all was done.
     """
     parser = argparse.ArgumentParser(prog="python -m psmlib.run", description="Run the notebooks, build the book.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -196,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (book, False, True),
         (notebook, True, True),
         (check_parameters, True, False),
+        (batch, False, True),
         (pages, False, False),
     ):
         command = commands.add_parser(function.__name__.replace("_", "-"), help=function.__doc__)
@@ -205,6 +239,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if runs:
             command.add_argument("--profile", choices=PROFILES, default="quick", help="the budget")
             command.add_argument("--force", action="store_true", help="run even if nothing has changed")
+        if function is batch:
+            command.add_argument("names", nargs="*", help="notebooks, in order; by default all of the book")
+            command.add_argument("--minutes", type=float, default=9.0, help="the time limit (default: 9)")
         if takes_name or runs:
             command.add_argument("-p", nargs=2, action=_Parameter, metavar=("NAME", "VALUE"), help="a parameter")
     options = parser.parse_args(arguments)

@@ -81,8 +81,8 @@ def fit(
         t_min: Where log-uniform times start in the first block.
         ema: Decay of the exponential moving average per step, or None.
         workers: Threads that share the networks out (engine "loop").
-        engine: How the networks share the device: "loop", "products" or "fused" for MLPs, "loop" or "graph" for image
-            networks, "auto" for what suits it.
+        engine: How the networks share the device: "loop", "products", "fused" or "rounded" for MLPs, "loop" or "graph"
+            for image networks, "auto" for what suits it.
         streams: Where batches come from: "torch" (a generator for each network), "addressed" (MLPs: Philox words, made
             on the device for all networks at once), or "auto".
         path: Checkpoint file.
@@ -140,7 +140,7 @@ def fit(
                 jobs = [pool.submit(step.run, slice(k, k + 1), moments, grad, average, done, n) for k in range(K)]
                 loss = torch.cat([job.result() for job in jobs])
             # the last step comes after the last loss, so the networks are looked at too
-            sound = torch.stack([row.isfinite().all() for row in bank.params])  # row by row: masks take memory
+            sound = torch.linalg.vector_norm(bank.params, torch.inf, dim=1).isfinite()  # a mask would take memory
             loss = torch.where(sound, loss, torch.nan)
             if not bool(loss.isfinite().all()):
                 for tensor, kept in zip(networks, before, strict=True):

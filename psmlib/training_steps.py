@@ -6,7 +6,7 @@ a step for many networks at once, and a bank of image networks, whose gradient i
 
 A bank's *engine* is how its networks share a device: "loop" trains one after another, each in the cache while its turn
 lasts; "products" steps all of them in batched matrix products, and "fused" in two Triton kernels a step, both recorded
-as one CUDA graph where there is CUDA. Its *streams* are where batches come from: a generator for each network
+as one CUDA graph where there is CUDA; "rounded" are products whose operands are rounded as those of "fused" are. Its *streams* are where batches come from: a generator for each network
 ("torch"), or words with an address ("addressed"), which a device makes for all networks at once.
 """
 
@@ -25,6 +25,7 @@ from psmlib.gaussian_path import Process
 from psmlib.kernels import bank_updates_triton
 from psmlib.kernels.bank_mlp import BankMLP
 from psmlib.kernels.bank_updates import BankUpdates, adam_rates
+from psmlib.kernels.tf32 import RoundedUpdates
 from psmlib.nets.bank import Bank, stream
 from psmlib.nets.image_bank import ImageBank
 from psmlib.optim import OPTIMISERS, Adam
@@ -32,6 +33,9 @@ from psmlib.partition import Partition
 
 CHUNK = 50
 """Updates between two looks at the loss; random numbers are drawn a chunk at a time."""
+
+TOGETHER = {"products": BankUpdates, "fused": bank_updates_triton.FusedUpdates, "rounded": RoundedUpdates}
+"""Engines that step all networks at once."""
 
 
 @dataclass
@@ -82,7 +86,7 @@ class BankSteps:
     engine: str = "auto"
     streams: str = "auto"
 
-    engines: ClassVar[tuple[str, ...]] = ("loop", "products", "fused")
+    engines: ClassVar[tuple[str, ...]] = ("loop", *TOGETHER)
     sources: ClassVar[tuple[str, ...]] = ("torch", "addressed")
 
     def __post_init__(self):
@@ -202,9 +206,8 @@ class BankSteps:
     def _updates_of(self, part: slice, moments: Adam, average: Bank | ImageBank | None) -> BankUpdates:
         """The engine at work on some networks; kept, for it may have recorded its steps."""
         if self._updates is None:
-            kind = bank_updates_triton.FusedUpdates if self.engine == "fused" else BankUpdates
             state = moments.part(part).state
-            self._updates = kind(
+            self._updates = TOGETHER[self.engine](
                 self.bank.widths, self.bank.params[part], state["mean"], state["square"], batch=self.batch_size,
                 average=None if average is None else average.params[part], ema=self.ema or 0.0,
             )  # fmt: skip

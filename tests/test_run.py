@@ -242,3 +242,23 @@ def test_pages_are_read_in_the_order_of_the_contents(tmp_path: Path) -> None:
         "- chapters:\n  - url: elsewhere\n  - file: c\n"
     )
     assert toc_pages(toc) == ["index", "a", "a1", "b", "c"]
+
+
+# --- batches ---------------------------------------------------------------------------------------------
+
+
+def test_a_batch_goes_on_where_it_stopped(tree: Path) -> None:
+    """The first limit ends it during the second notebook; the next call does only what is left."""
+    write_notebook(tree / "notebooks" / "two.ipynb", "import time; time.sleep(60)")
+    first = run(tree, "batch", "one", "two", "three", "--profile", "smoke", "--minutes", "0.4")
+    assert first.returncode == 3, first.stderr
+    assert "two cut off by the time limit" in first.stdout and "left to do: two, three." in first.stdout
+    write_notebook(tree / "notebooks" / "two.ipynb", "print(1)")
+    second = run(tree, "batch", "one", "two", "three", "--profile", "smoke")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "one unchanged" in second.stdout and "two done" in second.stdout and "three done" in second.stdout
+
+
+def test_a_batch_names_what_failed(tree: Path) -> None:
+    done = run(tree, "batch", "two", "--profile", "smoke")
+    assert done.returncode == 1 and "1 of 1 notebooks failed and the others were run" in done.stdout

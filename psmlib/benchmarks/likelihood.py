@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from psmlib.benchmarks import peaks
 from psmlib.benchmarks.plain import sequential
-from psmlib.benchmarks.timing import Row, interleave, rows
+from psmlib.benchmarks.timing import Row, clock_of, interleave, quantiles, rows
 from psmlib.data.toys import load_toy
 from psmlib.likelihood import log_likelihood
 from psmlib.nets.bank import Bank
@@ -44,6 +45,7 @@ class Settings:
         steps: RK4 steps of a stretch.
         updates: Updates of the network beforehand, so that its field is not that of random weights.
         toy: Data set.
+        device: Where.
     """
 
     points: int = 10000
@@ -51,6 +53,7 @@ class Settings:
     steps: int = 10
     updates: int = 300
     toy: str = "TY"
+    device: str = "cpu"
 
 
 SCALES = {
@@ -100,6 +103,17 @@ def by_psmlib(score, process: VP, state: State, times: Tensor) -> State:
     return found.x_T, state[1] + found.change
 
 
+def operations(widths: tuple[int, ...]) -> float:
+    """Floating-point operations of a field of the plane and its exact trace at one point, by forward mode.
+
+    Example:
+        >>> operations((4, 100, 150, 100, 2))
+        182000.0
+    """
+    pairs = [a * b for a, b in zip(widths, widths[1:], strict=False)]
+    return 2.0 * (3 * sum(pairs) - 2 * pairs[0])
+
+
 class Contestant:
     """Goes on from stretch to stretch; round 0, the warm-up, does the first stretch for a few points only."""
 
@@ -122,18 +136,21 @@ def run(settings: Settings) -> Iterator[Row]:
     Raises:
         RuntimeError: when the two sides differ by more than 1e-4.
     """
-    toy, process, bank = load_toy(settings.toy), VP(0.0, 10.0), Bank(Plain(), 1)
+    toy, process, bank = load_toy(settings.toy), VP(0.0, 10.0), Bank(Plain(), 1, device=settings.device)
     for _ in fit(bank, toy, process, SA, updates=settings.updates):
         pass
-    score, net = bank.score(SA, process), sequential(bank.params[0], bank.arch.widths).requires_grad_(False)
-    x, steps = toy.sample(settings.points, torch.Generator().manual_seed(0)).float(), settings.steps * settings.rounds
+    score, net = bank.score(SA, process), sequential(bank.params[0].cpu(), bank.arch.widths)
+    net = net.to(settings.device).requires_grad_(False)
+    x, steps = toy.sample(settings.points, torch.Generator().manual_seed(0)), settings.steps * settings.rounds
+    x = x.to(settings.device, torch.float32)
     times = grids.uniform(T0, 1.0, steps)
     calls = {
         "torchdiffeq": Contestant(lambda s, t: by_torchdiffeq(net, process, s, t), x, times, settings.steps),
         "psmlib": Contestant(lambda s, t: by_psmlib(score, process, s, t), x, times, settings.steps),
     }
-    taken = interleave(calls, settings.rounds)
+    taken = interleave(calls, settings.rounds, clock=clock_of(settings.device))
     case = f"{toy.name}, SA-DPM, RK4, exact trace, {len(x):,} points x {steps:,} steps"
+    case += "" if settings.device == "cpu" else f", {settings.device}"
     part = "" if (len(x), steps) == (30000, 1000) else "; a part of the full case, 30,000 points x 1,000 steps"
     notes = {
         "torchdiffeq": f"odeint rk4 on the same grid, two backward passes for the trace{part}",
@@ -144,6 +161,12 @@ def run(settings: Settings) -> Iterator[Row]:
     for name, each in taken.items():
         ratio = sum(taken["torchdiffeq"].seconds) / sum(each.seconds)
         yield Row.single(case, name, "time of the solve", "s", sum(each.seconds), ratio=ratio, note=notes[name])
+    count = 4 * operations(bank.widths) * work
+    for name, each in taken.items():
+        rate = quantiles([1e-9 * count / s for s in each.seconds])
+        note = f"{count / 4 / work:,.0f} operations an evaluation cannot be spared"
+        yield Row(case, name, "arithmetic", "GFLOP/s", len(each.seconds), rate, warm_up=each.warm_up, note=note)
+    yield from peaks.ceilings(case, peaks.Settings(device=settings.device, side=1024, megabytes=256, rounds=5))
     values = [process.prior_log_prob(call.state[0]) + call.state[1] for call in calls.values()]
     largest = float((values[0] - values[1]).abs().max())
     note = f"over all points; must be at most {TOLERANCE:g}"

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from psmlib.benchmarks.timing import Row, interleave, quantiles, rows
+from psmlib.benchmarks.timing import Row, clock_of, interleave, quantiles, rows, work_space
 from psmlib.kernels.optimal_denoiser import optimal_denoiser, optimal_denoiser_ref, posterior, top_weights
-from psmlib.memory import HeldBytes
 
 TOLERANCE = 1e-3
 NOISES = {"much noise": 10.0, "little noise": 0.3}
@@ -33,6 +32,7 @@ class Settings:
         axes: Numbers of a picture.
         queries: Noisy pictures.
         rounds: Turns of each contestant.
+        device: Where.
     """
 
     data: int = 10_000
@@ -40,6 +40,7 @@ class Settings:
     axes: int = 3072
     queries: int = 256
     rounds: int = 7
+    device: str = "cpu"
 
 
 SCALES = {
@@ -68,7 +69,7 @@ def full_softmax(x: Tensor, data: Tensor, sigma: float) -> Tensor:
 
 def compare(case: str, x: Tensor, data: Tensor, sigma: float, rounds: int, naive: bool = True) -> Iterator[Row]:
     """All contestants on one problem."""
-    weights = torch.rand(len(x), len(data))
+    weights = torch.rand(len(x), len(data), device=x.device)
     calls = {
         "two products": lambda i: (torch.mm(x, data.T), torch.mm(weights, data)),
         "full softmax": lambda i: full_softmax(x, data, sigma),
@@ -85,14 +86,14 @@ def compare(case: str, x: Tensor, data: Tensor, sigma: float, rounds: int, naive
         "posterior": "mean, noise, log density and variance",
         "top_weights": "the five largest weights; one product",
     }
-    taken = interleave(calls, rounds)
+    taken = interleave(calls, rounds, clock=clock_of(x.device))
     yield from rows(case, taken, "two products", notes, work=len(x), measure="queries a second")
     for name in ("two products", "optimal_denoiser"):
         seconds = taken[name].seconds
         yield Row(case, name, "time of a call", "ms", len(seconds), quantiles([1e3 * s for s in seconds]),
                   warm_up=taken[name].warm_up)  # fmt: skip
     rate = 4e-9 * len(x) * data.numel() / min(taken["two products"].seconds)
-    yield Row.single(case, "two products", "rate at best", "GFLOP/s", rate, note="one thread")
+    yield Row.single(case, "two products", "rate at best", "GFLOP/s", rate, note="" if x.is_cuda else "one thread")
 
 
 def run(settings: Settings) -> Iterator[Row]:
@@ -102,9 +103,9 @@ def run(settings: Settings) -> Iterator[Row]:
         RuntimeError: when the denoiser differs by more than 1e-3 from direct differences in float64.
     """
     g = torch.Generator().manual_seed(0)
-    data = pictures(settings.many, settings.axes, g)
+    data = pictures(settings.many, settings.axes, g).to(settings.device)
     pick = torch.randint(settings.data, (settings.queries,), generator=g)
-    noise = torch.randn(settings.queries, settings.axes, generator=g)
+    noise = torch.randn(settings.queries, settings.axes, generator=g).to(settings.device)
     worst = 0.0
     for name, sigma in NOISES.items():
         x, part = data[pick] + sigma * noise, data[: settings.data]
@@ -117,16 +118,15 @@ def run(settings: Settings) -> Iterator[Row]:
         x = data[pick] + sigma * noise
         case = f"{len(data):,} pictures of {settings.axes:,}, {len(x):,} queries, {name} ({sigma:g})"
         yield from compare(case, x, data, sigma, max(3, settings.rounds // 2), naive=False)
-        with HeldBytes(x, data) as held:
-            optimal_denoiser(x, data, 1.0, sigma)
+        held, _ = work_space(lambda i, x=x, s=sigma: optimal_denoiser(x, data, 1.0, s), x.device, known=[x, data])
         size = data.nbytes / 2**20
         note = f"tensors that are neither queries nor data, which have {size:.0f} MiB"
-        yield Row.single(case, "optimal_denoiser", "most memory at a time", "MiB", held.peak / 2**20, note=note)
+        yield Row.single(case, "optimal_denoiser", "most memory at a time", "MiB", held / 2**20, note=note)
     from sklearn.datasets import load_digits
 
-    digits = torch.from_numpy(load_digits().data).float() / 16
+    digits = torch.from_numpy(load_digits().data).to(settings.device, torch.float32) / 16
     for name, sigma in {"much noise": 1.0, "little noise": 0.1}.items():
-        x = digits + sigma * torch.randn(digits.shape, generator=g)
+        x = digits + sigma * torch.randn(digits.shape, generator=g).to(digits)
         case = f"digits, {len(digits):,} x {digits.shape[1]}, as many queries, {name} ({sigma:g})"
         yield from compare(case, x, digits, sigma, settings.rounds)
     case = f"{settings.data:,} pictures of {settings.axes:,}"

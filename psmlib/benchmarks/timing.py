@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from psmlib.memory import HeldBytes
 
 LEVELS = (0.2, 0.5, 0.8)
 
@@ -53,6 +55,54 @@ class Times:
 
     warm_up: float
     seconds: tuple[float, ...]
+
+
+def clock_of(device: str | torch.device) -> Callable[[], float]:
+    """Seconds that are right for a device: what it was given to do is done before they are read.
+
+    Example:
+        >>> clock_of("cpu") is time.perf_counter
+        True
+    """
+    if torch.device(device).type != "cuda":
+        return time.perf_counter
+
+    def clock() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return clock
+
+
+def work_space(
+    call: Callable[[int], object], device: str | torch.device, *, known: Iterable[torch.Tensor] = (),
+    reserved: bool = False,
+) -> tuple[float, str]:  # fmt: skip
+    """Most bytes that a call holds beside what was there before, and how they were counted.
+
+    Args:
+        call: Called once, with round 1.
+        device: Where it works.
+        known: Tensors that were there before (on a CPU).
+        reserved: Count what the allocator keeps, since a CUDA graph keeps its work space to itself.
+
+    Example:
+        >>> x = torch.zeros(1000)
+        >>> work_space(lambda i: x + 1, "cpu", known=[x])[0]
+        4000
+    """
+    if torch.device(device).type != "cuda":
+        with HeldBytes(*known) as held:
+            call(1)
+        return held.peak, "tensors made by the call"
+    kind = "reserved" if reserved else "allocated"
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = getattr(torch.cuda, f"memory_{kind}")(device)
+    call(1)
+    torch.cuda.synchronize(device)
+    return getattr(torch.cuda, f"max_memory_{kind}")(device) - before, f"memory {kind} on the device by the call"
 
 
 def quantiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -89,6 +90,8 @@ class BankUpdates:
         True
     """
 
+    network: ClassVar[type[BankMLP]] = BankMLP
+
     def __init__(
         self, widths: Sequence[int], params: Tensor, mean: Tensor, square: Tensor, *, batch: int,
         average: Tensor | None = None, ema: float = 0.0,
@@ -101,7 +104,7 @@ class BankUpdates:
 
     def _prepare(self) -> None:
         """Room for one step."""
-        self._work = BankMLP(self.widths, self.params.new_empty(len(self.params), self.batch, self.widths[0]))
+        self._work = self.network(self.widths, self.params.new_empty(len(self.params), self.batch, self.widths[0]))
         self._grad = torch.empty_like(self.params)
 
     def one(self, h: Tensor, target: Tensor, rates: Tensor) -> None:

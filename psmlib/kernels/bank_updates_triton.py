@@ -1,9 +1,9 @@
 r"""The bank's updates as two Triton kernels a step; why two, and what they move, is said in ``bank_updates``.
 
-`sweep` takes a tile of rows of one network forward and back. Activations pass from layer to layer on the chip, the second
-hidden layer in strips of columns; they are left behind with the deltas for the gradients, and the way back reads its
-slopes off them. `update` takes a tile of one layer's matrix, bias included as a row whose input is always 1, adds up its
-gradient over the batch and moves parameters, moments and moving average.
+`sweep` takes a tile of rows of one network forward and back. Activations pass from layer to layer on the chip, the
+second hidden layer in strips of columns; they are left behind with the deltas for the gradients, and the way back reads
+its slopes off them. `update` takes a tile of one layer's matrix, bias included as a row whose input is always 1, adds
+up its gradient over the batch and moves parameters, moments and moving average.
 
 Block sizes were chosen by what the compiler makes of them (:mod:`psmlib.kernels.resources`).
 """

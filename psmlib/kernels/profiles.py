@@ -1,4 +1,4 @@
-"""The Triton kernels of this package with the arguments that the papers' sizes give them, for the compiler to look at."""
+"""The Triton kernels of this package as the papers' sizes call them, for the compiler to look at."""
 
 from __future__ import annotations
 

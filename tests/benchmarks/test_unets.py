@@ -8,7 +8,8 @@ import torch
 
 from psmlib.benchmarks import unets
 from psmlib.benchmarks.timing import Times
-from psmlib.benchmarks.unets import BASELINE, MODES, AtDesk, Graphs, OneByOne, Settings, Side, Vmap
+from psmlib.benchmarks.unet_contestants import LR, MODES, AtDesk, Graphs, OneByOne, Side, Vmap
+from psmlib.benchmarks.unets import BASELINE, Settings
 from psmlib.nets.image_bank import ImageBank
 from psmlib.nets.ronneberger import Ronneberger
 from psmlib.nets.unet import UNet
@@ -42,7 +43,7 @@ def test_all_take_the_same_steps(net):
         torch.testing.assert_close(other.gradients(), loop.gradients(), rtol=1e-8, atol=1e-11)
     for side in (loop, *others, desk):
         side.turn("whole step", 3), side.turn("whole step", 2)
-    assert float((loop.bank.params - start[0].params).abs().max()) > 4 * unets.LR
+    assert float((loop.bank.params - start[0].params).abs().max()) > 4 * LR
     for other in (*others, desk):
         torch.testing.assert_close(other.bank.params, loop.bank.params, rtol=1e-8, atol=1e-9)
         if other is not desk:  # which took no part in the turns before
@@ -54,10 +55,10 @@ def test_what_lies_between_two_updates_is_no_work_space():
     for side in (OneByOne(*start), Side(*start), Graphs(*start, 2)):
         side.turn("whole step", 1)
         before = [tensor.data_ptr() for tensor in side.state]
-        alone, _ = unets.work_space(side, "cpu")
+        alone, _ = unets.held_by(side, "cpu")
         assert [tensor.data_ptr() for tensor in side.state] == before
         assert alone > 0
-    wide, loop = (unets.work_space(kind(*start), "cpu")[0] for kind in (Side, OneByOne))
+    wide, loop = (unets.held_by(kind(*start), "cpu")[0] for kind in (Side, OneByOne))
     assert 2 * loop < wide < 6 * loop, "three networks at once hold about three times as much"
 
 
