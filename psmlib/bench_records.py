@@ -16,15 +16,16 @@ def load(name: str, folder: Path | None = None) -> pd.DataFrame:
 
     Args:
         name: Of the benchmark, as `python -m psmlib.bench --list` gives it.
-        folder: Where its file is; data/bench by default.
+        folder: Where its file is; by default data/bench of the output folder, or else the repository's.
 
     Raises:
         ValueError: when the file lacks a column.
     """
     from psmlib.bench import COLUMNS
 
-    path = (Path(paths.BENCH) if folder is None else folder) / f"{name}.csv"
-    if not path.exists():
+    folders = [Path(paths.BENCH), Path(paths.DATA) / "bench"] if folder is None else [folder]
+    path = next((place / f"{name}.csv" for place in folders if (place / f"{name}.csv").exists()), None)
+    if path is None:
         return pd.DataFrame(columns=list(COLUMNS))
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     if missing := [column for column in COLUMNS if column not in frame]:

@@ -59,13 +59,15 @@ def staleness_key(template: Path, parameters: Mapping[str, Any]) -> str:
 
     Returns:
         A hexadecimal digest of the notebook, its parameters, the source of psmlib, the lock, the data files,
-        and the results of the notebooks that it names under `uses` (its own at this profile, which it writes,
-        left out).
+        the results of the notebooks that it names under `uses` (its own at this profile, which it writes, left out),
+        and the benchmarks' files if it reads them.
     """
     digest = hashlib.sha256(json.dumps(dict(parameters), sort_keys=True).encode())
     source = [f for f in paths.PACKAGE.rglob("*") if f.is_file() and "__pycache__" not in f.parts]
     own = paths.RESULTS / str(parameters.get("profile")) / f"{template.stem}.json"
     used = [f for name in metadata(template).get("uses", []) for f in paths.RESULTS.glob(f"*/{name}.json")]
+    if b"bench_records" in template.read_bytes():
+        used += (paths.DATA / "bench").glob("*.csv")
     for file in [template, *sorted(source), paths.LOCK, *_data_files(), *sorted(f for f in used if f != own)]:
         if file.is_file():
             digest.update(f"\0{os.path.relpath(file, paths.ROOT)}\0".encode() + _content(file))

@@ -27,6 +27,7 @@ def test_what_was_written_is_read(folder):
     assert len(frame) == 5 and frame["q50"].tolist()[:2] == [100.0, 1.0]
     assert frame["note"].tolist()[0] == "" and frame["ratio_q50"].isna().tolist()[1]
     assert bench_records.load("never").empty
+    assert len(bench_records.load("x", folder)) == 5
 
 
 def test_the_last_run_of_each_device_counts(folder):

@@ -215,6 +215,17 @@ def test_what_makes_a_run_stale(tree: Path, monkeypatch: pytest.MonkeyPatch, pla
     assert metadata(template)["uses"] == ["one", "two"]
 
 
+def test_benchmarks_make_a_run_stale_that_reads_them(tree: Path) -> None:
+    rows = tree / "data" / "bench" / "rows.csv"
+    for source, stale in (("bench_records.load('rows')", True), ("1", False)):
+        template = write_notebook(tree / "notebooks" / "one.ipynb", source)
+        rows.parent.mkdir(exist_ok=True, parents=True)
+        rows.write_text("a")
+        before = staleness_key(template, {"profile": "smoke"})
+        rows.write_text("b")
+        assert (staleness_key(template, {"profile": "smoke"}) != before) is stale
+
+
 def test_parameters_make_a_run_stale(tree: Path) -> None:
     template = tree / "notebooks" / "one.ipynb"
     assert staleness_key(template, {"profile": "smoke"}) != staleness_key(template, {"profile": "quick"})
