@@ -6,8 +6,9 @@ a step for many networks at once, and a bank of image networks, whose gradient i
 
 A bank's *engine* is how its networks share a device: "loop" trains one after another, each in the cache while its turn
 lasts; "products" steps all of them in batched matrix products, and "fused" in two Triton kernels a step, both recorded
-as one CUDA graph where there is CUDA; "rounded" are products whose operands are rounded as those of "fused" are. Its *streams* are where batches come from: a generator for each network
-("torch"), or words with an address ("addressed"), which a device makes for all networks at once.
+as one CUDA graph where there is CUDA; "rounded" are products whose operands are rounded as those of "fused" are. Its
+*streams* are where batches come from: a generator for each network ("torch"), or words with an address ("addressed"),
+which a device makes for all networks at once.
 """
 
 from __future__ import annotations

@@ -25,7 +25,9 @@ def batches(bank=None, data=None, process=P, partition=BLOCKS, objective=None, B
     )
 
 
-@pytest.mark.parametrize("data", [TY(), HG(), Mixture(gaussians=[(1, [0.5], 2.0), (3, [-1.0], 0.1)])], ids=str)
+@pytest.mark.parametrize(
+    "data", [TY(), HG(), Mixture(gaussians=[(1, [0.5], 2.0), (3, [-1.0], 0.1)])], ids=["TY", "HG", "1-D"]
+)
 def test_points_of_words_have_the_density(data):
     """Kolmogorov-Smirnov along each axis against as many ordinary draws."""
     from psmlib.kernels.philox import words

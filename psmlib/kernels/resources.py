@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,9 @@ def compile_for(
     aligned = {(places[n],): [["tt.divisibility", 16]] for n, kind in signature.items() if kind.startswith("*")}
     source = ASTSource(kernel, types, {(places[n],): value for n, value in constants.items()}, aligned)
     options = {"num_warps": warps} | ({} if stages is None else {"num_stages": stages})
-    made = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION", category=UserWarning)
+        made = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     usage, text = _read(made.asm["cubin"])
     return Resources(
         registers=int(re.search(r"REG:(\d+)", usage)[1]), stack=int(re.search(r"STACK:(\d+)", usage)[1]),

@@ -62,9 +62,8 @@ def test_an_engine_of_rounded_products_learns_as_well():
     losses = []
     for engine in ("products", "rounded"):
         bank = Bank(Plain(hidden=(20, 30, 20)), 2)
-        for progress in fit(
-            bank, HG(), VP(0.0, 10.0), Partition([0, 0.1, 1]), updates=150, batch_size=64, engine=engine
-        ):
+        run = dict(updates=150, batch_size=64, engine=engine)
+        for progress in fit(bank, HG(), VP(0.0, 10.0), Partition([0, 0.1, 1]), **run):  # noqa: B007
             pass
         losses.append(progress.loss)
     assert not torch.equal(*losses)
