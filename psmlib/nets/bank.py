@@ -115,10 +115,15 @@ class Bank:
         return self.arch.widths
 
     def copy(self, params: Tensor | None = None) -> Bank:
-        """A bank of the same architecture with its own parameters (by default a copy of these)."""
+        """A bank of the same architecture with its own parameters, by default a copy of these.
+
+        Parameters of another number of networks make a bank of their own, no part of one.
+        """
         other = object.__new__(Bank)
         other.__dict__.update(self.__dict__)
         other.params = (self.params if params is None else params).clone()
+        if len(other) != len(self):
+            other.first, other.whole = 0, len(other)
         return other
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Bank:
