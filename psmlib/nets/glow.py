@@ -1,0 +1,182 @@
+r"""Glow: a normalising flow of images (Kingma and Dhariwal, 2018, Figure 2).
+
+At each of L levels the image is squeezed, 2x2 pixels becoming channels, and goes through K steps; between levels half
+of its channels leave. What leaves, and what is left at the end, is standard normal, so
+
+.. math:: \log p(x) = \sum_l \log N(z_l; 0, I) + \log\left|\det\frac{\partial z}{\partial x}\right|
+
+where the Gaussians whose parameters are learned are part of the map. The paper has L = 3, K = 32 and 512 hidden
+channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from psmlib.nets.bank import stream
+from psmlib.nets.glow_layers import ActNorm, Split, Step
+
+
+class Glow(nn.Module):
+    """A flow of images of one shape.
+
+    Args:
+        shape: Of the images: channels, height, width.
+        levels: How many scales; the sides must halve that many times.
+        steps: Steps of the flow on each level.
+        hidden: Channels within a coupling.
+        seed: The first values depend on it alone, in any dtype and on any device.
+        dtype: Of the parameters.
+        device: Of the parameters.
+
+    Raises:
+        ValueError: when a number is not positive, or the sides do not halve ``levels`` times.
+
+    Example:
+        >>> flow = Glow((1, 8, 8))
+        >>> x = flow.sample(5, torch.Generator().manual_seed(0))
+        >>> x.shape, flow.log_prob(x).shape, flow.parameter_count
+        (torch.Size([5, 1, 8, 8]), torch.Size([5]), 29996)
+    """
+
+    def __init__(
+        self, shape: Sequence[int], *, levels: int = 2, steps: int = 4, hidden: int = 32, seed: int = 0,
+        dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+    ):  # fmt: skip
+        super().__init__()
+        self.shape, self.settings = (
+            _checked(shape, levels, steps, hidden),
+            dict(levels=levels, steps=steps, hidden=hidden),
+        )
+        (channels, height, width), generator = self.shape, stream(seed)
+        self.steps, self.splits = nn.ModuleList(), nn.ModuleList()
+        self.latent_shapes: list[tuple[int, int, int]] = []
+        for level in range(levels):
+            channels, height, width = 4 * channels, height // 2, width // 2
+            self.steps.append(nn.ModuleList(Step(channels, hidden, generator) for _ in range(steps)))
+            if level < levels - 1:
+                self.splits.append(Split(channels))
+                channels //= 2
+            self.latent_shapes.append((channels, height, width))
+        self.top = ActNorm(channels)  # the learned Gaussian of what is left
+        self.to(dtype=dtype, device=device)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    @torch.no_grad()
+    def start(self, x: Tensor) -> None:
+        """Sets the scales and shifts of all actnorms so that this batch leaves each with mean 0 and variance 1.
+
+        Args:
+            x: Images. Shape: (n, C, H, W).
+
+        Raises:
+            ValueError: for images of another shape or dtype, or on another device.
+        """
+        self._refuse_others(x)
+        for k, level in enumerate(self.steps):
+            x = F.pixel_unshuffle(x, 2)
+            for step in level:
+                x = step.start(x)
+            if k < len(self.splits):
+                x = self.splits[k](x)[0]
+        self.top.start(x)
+
+    def encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The latents of images, finest level first, and the log determinant of the whole map.
+
+        Args:
+            x: Images. Shape: (n, C, H, W).
+
+        Returns:
+            Tensors of shapes (n, \\*latent_shapes[l]), and one of shape (n,), in nats.
+
+        Raises:
+            ValueError: for images of another shape or dtype, or on another device.
+        """
+        self._refuse_others(x)
+        latents, log_det = [], x.new_zeros(len(x))
+        for k, level in enumerate(self.steps):
+            x = F.pixel_unshuffle(x, 2)
+            for step in level:
+                x, change = step(x)
+                log_det = log_det + change
+            if k < len(self.splits):
+                x, latent, change = self.splits[k](x)
+            else:
+                latent, change = self.top(x)
+            latents.append(latent)
+            log_det = log_det + change
+        return latents, log_det
+
+    def decode(self, latents: Sequence[Tensor]) -> Tensor:
+        """The images of latents: the inverse of :meth:`encode`. Shape: (n, C, H, W)."""
+        x = self.top.inverse(latents[-1])
+        for k in reversed(range(len(self.steps))):
+            if k < len(self.splits):
+                x = self.splits[k].inverse(x, latents[k])
+            for step in reversed(self.steps[k]):
+                x = step.inverse(x)
+            x = F.pixel_shuffle(x, 2)
+        return x
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log density of images, in nats. Shape: (n, C, H, W) -> (n,).
+
+        Raises:
+            ValueError: for images of another shape or dtype, or on another device.
+        """
+        latents, log_det = self.encode(x)
+        square = sum(z.square().flatten(1).sum(1) for z in latents)
+        return log_det - 0.5 * square - 0.5 * math.prod(self.shape) * math.log(2 * math.pi)
+
+    forward = log_prob
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+        """Draws images. Shape: (n, C, H, W).
+
+        Args:
+            n: How many.
+            generator: Source of randomness.
+            temperature: Standard deviation of the latents.
+        """
+        like, place = self.top.shift, "cpu" if generator is None else generator.device
+        draws = [
+            torch.randn(n, *shape, generator=generator, dtype=torch.float64, device=place)
+            for shape in self.latent_shapes
+        ]
+        return self.decode([(temperature * z).to(like) for z in draws])
+
+    def _refuse_others(self, x: Tensor) -> None:
+        like = self.top.shift
+        if x.dim() != 4 or tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"this Glow is of images of shape (n, {str(self.shape)[1:]}, got {tuple(x.shape)}")
+        if x.dtype != like.dtype or x.device != like.device:
+            raise ValueError(
+                f"this Glow holds {like.dtype} on {like.device} but the images are {x.dtype} on {x.device}: "
+                f"convert either with .to"
+            )
+
+
+def _checked(shape: Sequence[int], levels: int, steps: int, hidden: int) -> tuple[int, int, int]:
+    """The shape, once all numbers have been looked at."""
+    for name, value in (("levels", levels), ("steps", steps), ("hidden", hidden)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"Glow's {name} must be a positive whole number, got {value!r}")
+    if len(shape) != 3 or any(side < 1 for side in shape):
+        raise ValueError(f"Glow takes images of shape (channels, height, width), got {tuple(shape)}")
+    _, height, width = shape
+    if height % 2**levels or width % 2**levels:
+        times = next(k for k in range(levels) if height % 2 ** (k + 1) or width % 2 ** (k + 1))
+        mend = f"use levels={times} or fewer" if times else "give the images even sides"
+        raise ValueError(f"Glow halves its images {levels} times, which {height}x{width} does not allow: {mend}")
+    return tuple(int(side) for side in shape)
