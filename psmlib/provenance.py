@@ -30,14 +30,16 @@ def source_hash(notebook: str) -> str:
 def git_state() -> dict:
     """The commit, and whether the tree differs from it; "unknown" and None outside a checkout of the book.
 
-    data/results and data/bench do not count: every run writes there, and a run is not a change of the source.
+    data/results and data/bench do not count: every run writes there, and a run is not a change of the source. A copy
+    that travelled without its repository is told its commit by the environment variable PSMLIB_COMMIT; whether it
+    differs nobody can tell there, but the source hash can be compared afterwards.
     """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(paths.ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
-    state = {"commit": "unknown", "dirty": None}
+    state = {"commit": os.environ.get("PSMLIB_COMMIT", "unknown"), "dirty": None}
     try:
         # A copy unpacked inside some other repository must not borrow that one's commit.
         if not os.path.samefile(git("rev-parse", "--show-toplevel"), paths.ROOT):

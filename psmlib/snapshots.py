@@ -84,7 +84,7 @@ def train(
     given.apply_defaults()
     made_by = json.loads(json.dumps(description(**given.arguments)))  # as a file gives it back
     if folder is not None:
-        _read(kept, folder, stops, type(bank), made_by)
+        _read(kept, folder, stops, bank, made_by)
     if set(kept.banks) == set(stops):
         return kept
     path = None if folder is None else folder / "running.safetensors"
@@ -102,12 +102,12 @@ def train(
     return kept
 
 
-def _read(kept: Snapshots, folder: Path, stops: list[int], kind: type, made_by: dict) -> None:
+def _read(kept: Snapshots, folder: Path, stops: list[int], like: Bank | ImageBank, made_by: dict) -> None:
     """Fills in the snapshots that are there, if they are of the same run."""
     for stop in stops:
         file = folder / f"{stop}.safetensors"
         if file.exists():
-            bank, about = kind.load(file)
+            bank, about = type(like).load(file, like.device)
             for key, found in about.get("run", made_by).items():
                 if found != made_by.get(key):
                     raise ValueError(

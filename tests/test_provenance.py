@@ -61,6 +61,7 @@ def test_commit_and_dirty_flag_are_git_s_own_and_results_do_not_count(repository
 def test_without_git_or_inside_another_repository_the_commit_is_unknown(repository, tmp_path, monkeypatch):
     unknown = {"commit": "unknown", "dirty": None}
     root, _ = repository
+    monkeypatch.delenv("PSMLIB_COMMIT", raising=False)
     (root / "copy").mkdir()
     monkeypatch.setattr(paths, "ROOT", root / "copy")
     assert git_state() == unknown
@@ -71,3 +72,5 @@ def test_without_git_or_inside_another_repository_the_commit_is_unknown(reposito
     monkeypatch.setattr(paths, "ROOT", root)
     monkeypatch.setenv("PATH", "")
     assert git_state() == unknown
+    monkeypatch.setenv("PSMLIB_COMMIT", "abc")  # what a copy without its repository was told
+    assert git_state() == {"commit": "abc", "dirty": None}

@@ -139,7 +139,7 @@ if triton is not None:
 
     @triton.jit
     def sweep(
-        params, stride,  # (K, P) and its row stride
+        flat, stride,  # parameters (K, P), their row stride; a launcher of Triton's has a variable `params` of its own
         h, target,  # (K, B, F), (K, B, D)
         inputs, deltas,  # (K, B, F + a + b + c), (K, B, a + b + c + D)
         losses,  # (K, tiles)
@@ -151,7 +151,7 @@ if triton is not None:
         tile, k = tl.program_id(0), tl.program_id(1).to(tl.int64)
         row = tile * ROWS + tl.arange(0, ROWS)
         real = row < batch
-        p = params + k * stride
+        p = flat + k * stride
         w2 = p + (F + 1) * a
         w3 = w2 + (a + 1) * b
         w4 = w3 + (b + 1) * c
@@ -213,7 +213,7 @@ if triton is not None:
 
     @triton.jit
     def update(
-        params, stride, mean, square, average, grad,  # (K, P) each; average and grad may be unused
+        flat, stride, mean, square, average, grad,  # (K, P) each; average and grad may be unused
         inputs, deltas,  # as `sweep` left them
         places,  # (tiles, 7)
         rates,  # (2,)
@@ -248,9 +248,9 @@ if triton is not None:
             v = BETA2 * v + (1 - BETA2) * g * g
             tl.store(mean + k * moment_stride + at, m, mask=mask)
             tl.store(square + k * moment_stride + at, v, mask=mask)
-            p = tl.load(params + k * stride + at, mask=mask, other=0.0)
+            p = tl.load(flat + k * stride + at, mask=mask, other=0.0)
             p -= tl.load(rates) * m / (tl.sqrt(v) * tl.load(rates + 1) + EPS)
-            tl.store(params + k * stride + at, p, mask=mask)
+            tl.store(flat + k * stride + at, p, mask=mask)
             if AVERAGE:
                 mine = tl.load(average + k * average_stride + at, mask=mask, other=0.0)
                 tl.store(average + k * average_stride + at, mine + share * (p - mine), mask=mask)

@@ -108,7 +108,7 @@ if triton is not None:
 
     @triton.jit
     def flow(
-        params, stride,  # (K, P) and its row stride
+        flat, stride,  # (K, P) and its row stride
         x, end, change,  # (n, 2), (n, 2), (n,)
         blocks, table,  # (steps,), (steps, COLUMNS)
         n, steps,
@@ -121,7 +121,7 @@ if triton is not None:
         x0, x1 = tl.load(x + 2 * row, mask=real, other=0.0), tl.load(x + 2 * row + 1, mask=real, other=0.0)
         total = tl.zeros([ROWS], tl.float32)
         for i in range(steps):
-            p = params + tl.load(blocks + i).to(tl.int64) * stride
+            p = flat + tl.load(blocks + i).to(tl.int64) * stride
             h = tl.load(table + i * COLUMNS)
             y0, y1 = x0, x1
             sum0, sum1 = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)

@@ -53,19 +53,19 @@ PROFILES: dict[str, Profile] = {}
 if bank.triton is not None:
     PROFILES = {
         "sweep": Profile(
-            bank.sweep, "params h target inputs deltas losses", _ints("stride batch") | {"factor": "fp32"},
+            bank.sweep, "flat h target inputs deltas losses", _ints("stride batch") | {"factor": "fp32"},
             _PAPER | dict(D=2, STRIP=bank.STRIP, ROWS=bank.ROWS, PRECISION="tf32"), 8, 1,
             "training: forward and back through one tile of rows",
         ),
         "update": Profile(
-            bank.update, "params mean square average grad inputs deltas rates",
+            bank.update, "flat mean square average grad inputs deltas rates",
             _ints("stride batch wide_in wide_out moment_stride average_stride") | {"places": "*i32", "share": "fp32"},
             dict(ADAM=True, AVERAGE=False, R=bank.TILE[0], C=bank.TILE[1], DEPTH=bank.DEPTH, BETA1=bank.BETA1,
                  BETA2=bank.BETA2, EPS=bank.EPS, PRECISION="tf32"), 4, None,
             "training: a tile of a weight gradient, and Adam's step",
         ),
         "flow": Profile(
-            flow.flow, "params x end change table", _ints("stride n steps") | {"blocks": "*i32"},
+            flow.flow, "flat x end change table", _ints("stride n steps") | {"blocks": "*i32"},
             _PAPER | dict(STRIP=flow.STRIP, ROWS=flow.ROWS, COLUMNS=flow.COLUMNS, STAGES=4, PRECISION="tf32x3"), 8, 1,
             "likelihood: field, divergence and all RK4 steps",
         ),

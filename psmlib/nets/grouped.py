@@ -9,13 +9,14 @@ of each network by its own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from psmlib.nets.image_bank import ImageBank
+from psmlib.nets.layout import places, room
 from psmlib.nets.ronneberger import Ronneberger
 from psmlib.nets.unet import Attention, ResidualBlock, RMSNorm, UNet
 
@@ -49,14 +50,14 @@ class Grouped:
         if bank.settings.get("dropout"):
             raise ValueError("networks with dropout draw from streams of their own: train them one by one with fit")
         self.size, self._like = len(bank), bank.to("meta")
-        self.params, self.buffers = (t.new_empty(1, t.numel()) for t in (bank.params, bank.buffers))
+        self.params, self.buffers = (t.new_zeros(1, t.numel()) for t in (bank.params, bank.buffers))
         self.grad, seen = torch.zeros_like(self.params), {}
         one = bank.network(0)
         for rows, wide, tensors in (
             (bank.params, self.params, one.parameters()),
             (bank.buffers, self.buffers, one.buffers()),
         ):
-            for at, tensor in _offsets(tensors):
+            for at, tensor in places(tensors):
                 part = slice(at * self.size, (at + tensor.numel()) * self.size)
                 wide[0, part].view(self.size, -1).copy_(rows[:, at : at + tensor.numel()])
                 seen[id(tensor)] = self._window(wide[0, part], tensor)
@@ -94,19 +95,14 @@ class Grouped:
         """The gradients as a bank keeps them. Shape: (K, P)."""
         return self._rows(self.grad, self._like.network(0).parameters())
 
-    def _rows(self, wide: Tensor, tensors: Iterator[Tensor]) -> Tensor:
+    def _rows(self, wide: Tensor, tensors: Iterable[Tensor]) -> Tensor:
         """What lies layer by layer, with a row for each network."""
-        layers = (wide[0, at * self.size : (at + t.numel()) * self.size] for at, t in _offsets(tensors))
-        rows = [layer.view(self.size, -1) for layer in layers]
-        return torch.cat(rows, 1) if rows else wide.new_empty(self.size, 0)
-
-
-def _offsets(tensors: Iterator[Tensor]) -> Iterator[tuple[int, Tensor]]:
-    """Each tensor and where its numbers begin in a network's row."""
-    at = 0
-    for tensor in tensors:
-        yield at, tensor
-        at += tensor.numel()
+        tensors = list(tensors)
+        rows = wide.new_zeros(self.size, room(tensors))
+        for at, tensor in places(tensors):
+            n = tensor.numel()
+            rows[:, at : at + n] = wide[0, at * self.size : (at + n) * self.size].view(self.size, -1)
+        return rows
 
 
 def _widened(net: nn.Module, size: int) -> nn.Module:

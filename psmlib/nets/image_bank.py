@@ -20,6 +20,7 @@ from psmlib.memory import check_memory
 from psmlib.nets.bank import stream
 from psmlib.nets.image_module import ImageModule
 from psmlib.nets.image_score import ImageScore
+from psmlib.nets.layout import places, room
 from psmlib.nets.parts import in_order, stretch
 from psmlib.nets.ronneberger import Ronneberger
 from psmlib.nets.unet import UNet
@@ -41,7 +42,8 @@ class ImageBank:
             can be trained by processes or machines of their own.
 
     Attributes:
-        params: Parameters, a row for each network. Shape: (K, P), fewer rows in a part.
+        params: Parameters, a row for each network, laid out by :mod:`psmlib.nets.layout`, so that P is a little more
+            than their number. Shape: (K, P), fewer rows in a part.
         buffers: Running statistics, likewise. Shape: (K, B).
         first: The block that the first network answers for; not 0 in a part alone.
         whole: K, also in a part.
@@ -54,7 +56,7 @@ class ImageBank:
         >>> from psmlib.nets import unet
         >>> bank = ImageBank(unet.small(dim=8), 3, seed=0)
         >>> bank.params.shape, len(bank)
-        (torch.Size([3, 50505]), 3)
+        (torch.Size([3, 50512]), 3)
     """
 
     widths: tuple[int, ...] = ()
@@ -65,18 +67,19 @@ class ImageBank:
         self.first, self.whole = only.start, size
         self.kind, self.settings, self.native, self.seed = type(net), dict(net.settings), native, seed
         like = next(net.parameters())
-        self._allocate(len(only), net.parameter_count, sum(b.numel() for b in net.buffers()), like.dtype, like.device)
+        self._allocate(len(only), net, like.dtype, like.device)
         for k in range(len(only)):
             made = self.kind(**self.settings, seed=stream(seed, only[k], 0), dtype=like.dtype, device=like.device)
             for row, tensor in _windows(made, self.params[k], self.buffers[k]):
                 row.copy_(tensor.detach())
         self._blank = _blank(made)
 
-    def _allocate(self, size: int, parameters: int, buffers: int, dtype: torch.dtype, device: torch.device) -> None:
+    def _allocate(self, size: int, net: ImageModule, dtype: torch.dtype, device: torch.device) -> None:
+        parameters, buffers = room(net.parameters()), room(net.buffers())
         needed = size * (parameters + buffers) * torch.empty((), dtype=dtype).element_size()
-        check_memory(needed, device, f"{size} networks of {parameters:,} parameters")
-        self.params = torch.empty(size, parameters, dtype=dtype, device=device)
-        self.buffers = torch.empty(size, buffers, dtype=dtype, device=device)
+        check_memory(needed, device, f"{size} networks of {net.parameter_count:,} parameters")
+        self.params = torch.zeros(size, parameters, dtype=dtype, device=device)
+        self.buffers = torch.zeros(size, buffers, dtype=dtype, device=device)
 
     def __setattr__(self, name: str, value) -> None:
         if name in ("params", "buffers"):
@@ -87,7 +90,7 @@ class ImageBank:
         return len(self.params)
 
     def __repr__(self) -> str:
-        return f"ImageBank({len(self)} x {self.kind.__name__} of {self.params.shape[1]:,} parameters)"
+        return f"ImageBank({len(self)} x {self.kind.__name__} of {self._blank.parameter_count:,} parameters)"
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_networks": {}}  # windows would lose their sight of the stack on the way
@@ -211,7 +214,7 @@ class ImageBank:
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in about["settings"].items()}
         bank.kind, bank.settings = ARCHITECTURES[about["arch"]], settings
         bank._blank = _blank(bank.kind(**settings))
-        if bank._blank.parameter_count != tensors["params"].shape[1]:
+        if room(bank._blank.parameters()) != tensors["params"].shape[1]:
             raise ValueError(f"{path} holds other parameters than a {bank.description} has: train its networks anew")
         bank.native, bank.seed = about["native"], about["seed"]
         bank.first, bank.whole = about["first"], about["whole"]
@@ -244,9 +247,7 @@ def _layout(net: ImageModule) -> list[tuple]:
 def _windows(net: ImageModule, params: Tensor, buffers: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs of a window on a row and the tensor of the network that belongs there, in the tensor's own layout."""
     for row, tensors in ((params, net.parameters()), (buffers, net.buffers())):
-        at = 0
-        for tensor in tensors:
+        for at, tensor in places(tensors):
             # the strides themselves, not a view in the order they stand for: of a weight of one channel either layout
             # can be meant, and the convolutions would take the other
             yield row[at : at + tensor.numel()].as_strided(tensor.shape, tensor.stride()), tensor
-            at += tensor.numel()

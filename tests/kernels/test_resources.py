@@ -46,3 +46,9 @@ def test_a_broken_kernel_is_found():
         compile_for(
             chosen.kernel, {"out": "*i64"}, {"ROWS": 512, "keys": 1, "first": 1, "updates": 1, "plane": 1, "rows": ()}
         )
+
+
+@pytest.mark.parametrize("name", list(PROFILES))
+def test_no_argument_hides_a_variable_of_the_launcher(name):
+    """Triton writes a launcher for each kernel whose own variables would replace arguments of these names."""
+    assert not {"params", "specialization", "options"} & set(PROFILES[name].kernel.arg_names)
