@@ -21,6 +21,9 @@ from psmlib.kernels.philox import normal, uniform, words
 from psmlib.nets.bank import Bank, stream_key
 from psmlib.partition import Partition
 
+AT_ONCE = 1000
+"""Batches, of all networks together, that are worth one drawing on an accelerator: fewer would leave it waiting."""
+
 
 def has_address(data) -> bool:
     """Whether data can be drawn by words: toys and tensors of points can."""
@@ -80,6 +83,7 @@ class AddressedBatches:
         self._low, self._high = low, high
         self._start = low.clamp_min(self.t_min).minimum(high / 2).maximum(low)
         self._points = self.data.to(device, self.bank.params.dtype) if isinstance(self.data, Tensor) else self.data
+        self._held: tuple[slice | None, int, tuple[Tensor, ...]] = (None, 0, ())
 
     @property
     def dim(self) -> int:
@@ -126,3 +130,16 @@ class AddressedBatches:
             target = target - expand(skip, x) * x
         h = bank.arch.features(x, t, self.process)
         return tuple(v.unflatten(0, shape).transpose(0, 1) for v in (h, target))
+
+    def at_once(self, networks: int, updates: int) -> int:
+        """Updates that are drawn at once where some are asked for: on an accelerator several times as many."""
+        return updates * (1 if self.bank.device.type == "cpu" else max(1, AT_ONCE // (networks * updates)))
+
+    def take(self, part: slice, first: int, updates: int) -> tuple[Tensor, Tensor]:
+        """As :meth:`draw`, contiguous, and perhaps from what was drawn with the updates before."""
+        whose, start, drawn = self._held
+        if whose != part or not start <= first <= first + updates <= start + len(drawn[0]):
+            many = self.at_once(part.stop - part.start, updates)
+            start, drawn = first, tuple(v.contiguous() for v in self.draw(part, first, many))
+            self._held = (part, start, drawn) if many > updates else (None, 0, ())
+        return tuple(v[first - start : first - start + updates] for v in drawn)

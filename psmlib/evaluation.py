@@ -68,7 +68,8 @@ def log_ratio(score: Score, toy: Mixture, process: Process, protocol: Protocol) 
     x = toy.sample(protocol.points, torch.Generator().manual_seed(protocol.seed))
     solver = dict(t0=protocol.t0, steps=protocol.steps, method=protocol.method, grid=protocol.grid)
     found = log_likelihood(score, process, x.to(**score.home), **solver)
-    return toy.diffused(process).log_prob(x, protocol.t0) - found.log_prob.cpu().double()
+    exact = toy.diffused(process).log_prob(x.to(score.home["device"]), protocol.t0)
+    return (exact - found.log_prob.double()).cpu()
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def excess_loss(score: Score, toy: Mixture, process: Process, times: Tensor, n: 
     """
     generator, exact, out = torch.Generator().manual_seed(seed), toy.diffused(process), []
     for t in times.tolist():
-        x = diffused_points(toy, process, t, n, generator)
+        x = diffused_points(toy, process, t, n, generator).to(score.home["device"])
         truth = exact.velocity(x, t) if score.native == "velocity" else exact.eps(x, t)
-        out.append((score.predict(x.to(**score.home), t).cpu() - truth).square().mean())
+        out.append((score.predict(x.to(**score.home), t) - truth).square().mean().cpu())
     return torch.stack(out)

@@ -23,7 +23,7 @@ from torch import Tensor
 from psmlib.addressed_batches import AddressedBatches, has_address
 from psmlib.batches import make_batch
 from psmlib.gaussian_path import Process
-from psmlib.kernels import bank_updates_triton
+from psmlib.kernels import fused_updates
 from psmlib.kernels.bank_mlp import BankMLP
 from psmlib.kernels.bank_updates import BankUpdates, adam_rates
 from psmlib.kernels.tf32 import RoundedUpdates
@@ -35,7 +35,7 @@ from psmlib.partition import Partition
 CHUNK = 50
 """Updates between two looks at the loss; random numbers are drawn a chunk at a time."""
 
-TOGETHER = {"products": BankUpdates, "fused": bank_updates_triton.FusedUpdates, "rounded": RoundedUpdates}
+TOGETHER = {"products": BankUpdates, "fused": fused_updates.FusedUpdates, "rounded": RoundedUpdates}
 """Engines that step all networks at once."""
 
 
@@ -112,8 +112,8 @@ class BankSteps:
         """What is fastest on the bank's device."""
         if self.bank.device.type == "cpu":
             return "loop"
-        fused = bank_updates_triton.triton is not None and self.bank.device.type == "cuda"
-        return "fused" if fused and bank_updates_triton.fits(self.bank.widths, self.bank.params.dtype) else "products"
+        fused = fused_updates.triton is not None and self.bank.device.type == "cuda"
+        return "fused" if fused and fused_updates.fits(self.bank.widths, self.bank.params.dtype) else "products"
 
     def _addresses(self) -> AddressedBatches:
         return AddressedBatches(
@@ -134,10 +134,11 @@ class BankSteps:
         """Bytes for the work of so many networks at once."""
         widths, size = self.bank.widths, self.bank.params.element_size()
         rows = self.batch_size * networks
-        batches = 2 * (widths[0] + widths[-1]) * size  # as they are made, and as the steps hold them
+        batches, updates = 2 * (widths[0] + widths[-1]) * size, CHUNK  # as they are made, and as the steps hold them
         if self._addressed is not None:  # words and what is made of them on the way
             batches += 3 * 8 * 4 * (1 + -(-self._addressed.dim // 2)) + 8 * 8 * widths[-1]
-        return rows * (3 * sum(widths) * size + CHUNK * batches)
+            updates = self._addressed.at_once(networks, CHUNK)
+        return rows * (3 * sum(widths) * size + updates * batches)
 
     def needed(self, networks: int, optimiser: str, workers: int) -> int:
         """Bytes at the peak of training so many networks: all but the networks themselves and the data.
@@ -197,8 +198,7 @@ class BankSteps:
     def batches(self, part: slice, done: int, n: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of some networks for the next n updates. Shapes: (n, K, B, F) and (n, K, B, d)."""
         if self._addressed is not None:
-            h, target = self._addressed.draw(part, done, n)
-            return h.contiguous(), target.contiguous()
+            return self._addressed.take(part, done, n)
         drawn = zip(*[self.draw(make_batch, k, done) for k in range(part.start, part.stop)], strict=True)
         mine = slice(done % CHUNK, done % CHUNK + n)
         shape = (CHUNK, self.batch_size)

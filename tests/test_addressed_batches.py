@@ -101,3 +101,16 @@ def test_data_without_address_are_refused():
     assert not has_address(Other())
     with pytest.raises(ValueError, match='Other cannot be drawn by address: .* streams="torch"'):
         batches(data=Other())
+
+
+def test_batches_drawn_ahead_are_those_asked_for(monkeypatch):
+    """As on an accelerator, where few networks have several chunks drawn at once."""
+    made, drawn = batches(B=8), []
+    draw = made.draw
+    monkeypatch.setattr(made, "at_once", lambda networks, updates: 4 * updates)
+    monkeypatch.setattr(made, "draw", lambda *asked: drawn.append(asked) or draw(*asked))
+    whole, part = slice(0, 4), slice(1, 3)
+    for asked in ((whole, 0, 5), (whole, 5, 5), (whole, 15, 5), (whole, 18, 5), (part, 18, 2), (whole, 0, 1)):
+        for a, b in zip(made.take(*asked), draw(*asked), strict=True):
+            assert torch.equal(a, b) and a.is_contiguous()
+    assert [first for _, first, _ in drawn] == [0, 18, 18, 0]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from psmlib.benchmarks import peaks
 from psmlib.benchmarks.plain import sequential
 from psmlib.benchmarks.timing import Row, clock_of, interleave, quantiles, rows, work_space
-from psmlib.kernels import bank_updates_triton
+from psmlib.kernels import fused_updates
 from psmlib.kernels.bank_mlp import BankMLP, bank_mlp_ref
 from psmlib.kernels.bank_updates import BankUpdates, adam_rates
 from psmlib.nets.bank import Bank
@@ -56,7 +56,7 @@ class Settings:
 SCALES = {
     "smoke": Settings(networks=3, batch=16, steps=2, rounds=2),
     "quick": Settings(),
-    "full": Settings(networks=200, steps=50, rounds=15),
+    "full": Settings(networks=200, steps=20, rounds=5),
 }
 
 
@@ -226,7 +226,7 @@ class Fused(Ours):
     """The Triton kernels."""
 
     def __init__(self, bank: Bank, h: Tensor, target: Tensor):
-        super().__init__(bank, h, target, bank_updates_triton.FusedUpdates)
+        super().__init__(bank, h, target, fused_updates.FusedUpdates)
 
     def backward(self, h: Tensor, target: Tensor) -> None:
         self.engine.gradient(h, target, self.grad)
@@ -264,7 +264,7 @@ def contestants(settings: Settings) -> dict[str, Contestant]:
     made = {"one by one": OneByOne(*given), "vmap": Vmap(*given), "products": Products(*given)}
     if torch.device(settings.device).type == "cuda":
         made["products, compiled"] = Products(*given, compiled=True)
-        if bank_updates_triton.triton is not None:
+        if fused_updates.triton is not None:
             made["psmlib, fused"] = Fused(*given)
     return made | {"psmlib, products": Ours(*given), "psmlib, loop": Loop(*given)}
 

@@ -39,7 +39,7 @@ class Settings:
     device: str = "cpu"
 
 
-SCALES = {"smoke": Settings(networks=2, batch=16, rounds=2), "quick": Settings(), "full": Settings(200, rounds=15)}
+SCALES = {"smoke": Settings(networks=2, batch=16, rounds=2), "quick": Settings(), "full": Settings(200, rounds=5)}
 
 
 def run(settings: Settings) -> Iterator[Row]:

@@ -98,7 +98,7 @@ class BankUpdates:
     ):  # fmt: skip
         self.widths, self.params, self.mean, self.square = tuple(widths), params, mean, square
         self.batch, self.average, self.ema = batch, average, ema
-        self.total = params.new_zeros(len(params))
+        self._total = params.new_zeros(len(params))
         self._runs: dict[int, tuple[Tensor, Tensor, Tensor, Captured]] = {}
         self._prepare()
 
@@ -108,14 +108,14 @@ class BankUpdates:
         self._grad = torch.empty_like(self.params)
 
     def one(self, h: Tensor, target: Tensor, rates: Tensor) -> None:
-        """One update; its losses are added to ``total``.
+        """One update; its losses are added to the others of a run.
 
         Args:
             h: Inputs. Shape: (K, B, F).
             target: Shape: (K, B, out).
             rates: A row of :func:`adam_rates`. Shape: (2,).
         """
-        self.total += self._work.gradient(self.params, h, target, self._grad)
+        self._total += self._work.gradient(self.params, h, target, self._grad)
         adam_step(self.params, self._grad, self.mean, self.square, rates)
         if self.average is not None:
             self.average.lerp_(self.params, 1 - self.ema)
@@ -142,9 +142,23 @@ class BankUpdates:
         held_h, held_target, held_rates, steps = self._runs[n]
         for held, given in ((held_h, h), (held_target, target), (held_rates, rates)):
             held.copy_(given)
-        self.total.zero_()
+        self._begin()
         steps()
-        return self.total / n
+        return self._means(n)
+
+    def _begin(self) -> None:
+        """What comes before the first of some updates."""
+        self._total.zero_()
+
+    def _means(self, n: int) -> Tensor:
+        """Mean losses of the n updates since. Shape: (K,)."""
+        return self._total / n
+
+    @property
+    def _changed(self) -> list[Tensor]:
+        """What an update changes and must keep from one to the next."""
+        average = [] if self.average is None else [self.average]
+        return [self.params, self.mean, self.square, self._total, *average]
 
     def _make(self, h: Tensor, target: Tensor, rates: Tensor) -> tuple[Tensor, Tensor, Tensor, Captured]:
         """The updates on buffers of their own, recorded."""
@@ -155,6 +169,4 @@ class BankUpdates:
 
         for held in (h, target, rates):
             held.fill_(1)  # the recording runs on what is there
-        changed = [self.params, self.mean, self.square, self.total]
-        changed += [] if self.average is None else [self.average]
-        return h, target, rates, Captured(steps, h.device, changed)
+        return h, target, rates, Captured(steps, h.device, self._changed)

@@ -1,129 +1,22 @@
-r"""The bank's updates as two Triton kernels a step; why two, and what they move, is said in ``bank_updates``.
+r"""The two Triton kernels of a bank's updates, which :mod:`psmlib.kernels.fused_updates` launches.
 
 `sweep` takes a tile of rows of one network forward and back. Activations pass from layer to layer on the chip, the
 second hidden layer in strips of columns; they are left behind with the deltas for the gradients, and the way back reads
 its slopes off them. `update` takes a tile of one layer's matrix, bias included as a row whose input is always 1, adds
 up its gradient over the batch and moves parameters, moments and moving average.
 
-Block sizes were chosen by what the compiler makes of them (:mod:`psmlib.kernels.resources`).
+What the products read lies as tensor cores want it, the summed index last: activations and deltas with the batch last,
+the two hidden matrices in copies, each way round. Tensor cores cut operands off after ten bits where they should round,
+which would shrink every product a little; so whatever is written for them is rounded before.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
-
-from psmlib.kernels.bank_updates import BETA1, BETA2, EPS, BankUpdates
 
 try:
     import triton
     import triton.language as tl
 except ImportError:  # this file must be importable everywhere, to be documented
     triton = None
-
-ROWS = 64
-"""Rows of a batch in one program of `sweep`."""
-STRIP = 32
-"""Columns of the second hidden layer at a time."""
-TILE = (64, 64)
-"""Rows and columns of a layer's matrix in one program of `update`."""
-DEPTH = 32
-"""Rows of a batch that `update` adds up at a time."""
-
-
-def fits(widths: Sequence[int], dtype: torch.dtype) -> bool:
-    """Whether the kernels can train such networks: three hidden layers, single precision.
-
-    Example:
-        >>> fits([4, 100, 150, 100, 2], torch.float32), fits([4, 100, 2], torch.float32)
-        (True, False)
-    """
-    return len(widths) == 5 and max(widths[1], widths[3]) <= 256 and max(widths[0], widths[4]) <= 64 and (
-        dtype == torch.float32
-    )  # fmt: skip
-
-
-def tiles(widths: Sequence[int], shape: tuple[int, int] = TILE) -> Tensor:
-    """Where each program of `update` works: a row (input offset, a, delta offset, b, parameter offset, row, column).
-
-    Offsets of inputs and deltas are columns of the buffers that `sweep` fills.
-
-    Example:
-        >>> tiles([4, 100, 150, 100, 2]).shape                         # 2 + 6 + 6 + 2 tiles of 64 x 64
-        torch.Size([16, 7])
-    """
-    out, source, sink, at = [], 0, 0, 0
-    for a, b in zip(widths, widths[1:], strict=False):
-        places = [(r, c) for r in range(0, a + 1, shape[0]) for c in range(0, b, shape[1])]
-        out += [(source, a, sink, b, at, r, c) for r, c in places]
-        source, sink, at = source + a, sink + b, at + (a + 1) * b
-    return torch.tensor(out, dtype=torch.int32)
-
-
-class FusedUpdates(BankUpdates):
-    """As :class:`psmlib.kernels.bank_updates.BankUpdates`, by the two kernels.
-
-    Args:
-        precision: Of the products of hidden layers and of gradients: "tf32" (ten bits, on the tensor cores), "tf32x3"
-            (three such products, nearly single precision) or "ieee".
-
-    Raises:
-        ImportError: when Triton is not installed.
-        ValueError: for networks that the kernels cannot hold.
-    """
-
-    def __init__(self, *args, precision: str = "tf32", **kwargs):
-        if triton is None:
-            raise ImportError('the fused updates need triton: install it, or use engine="products"')
-        self.precision = precision
-        super().__init__(*args, **kwargs)
-
-    def _prepare(self) -> None:
-        if not fits(self.widths, self.params.dtype):
-            raise ValueError(
-                f"the fused updates train networks of three hidden layers in float32, not {list(self.widths)} in "
-                f'{self.params.dtype}: use engine="products"'
-            )
-        K, params = len(self.params), self.params
-        self._pieces = triton.cdiv(self.batch, ROWS)
-        self._inputs = params.new_empty(K, self.batch, sum(self.widths[:-1]))
-        self._deltas = params.new_empty(K, self.batch, sum(self.widths[1:]))
-        self._losses = params.new_empty(K, self._pieces)
-        self._tiles = tiles(self.widths).to(params.device)
-        self._none = params.new_empty(1)
-
-    def _sweep(self, h: Tensor, target: Tensor) -> None:
-        """Fills inputs, deltas and losses."""
-        F, a, b, c, d = self.widths
-        sweep[(self._pieces, len(self.params))](
-            self.params, self.params.stride(0), h.contiguous(), target.contiguous(), self._inputs, self._deltas,
-            self._losses, self.batch, 2 / (self.batch * d),
-            F=F, a=a, b=b, c=c, D=d, A=triton.next_power_of_2(max(16, a)), C=triton.next_power_of_2(max(16, c)),
-            STRIP=STRIP, ROWS=ROWS, PRECISION=self.precision, num_warps=8, num_stages=1,
-        )  # fmt: skip
-
-    def _update(self, rates: Tensor, grad: Tensor | None = None) -> None:
-        """Takes Adam's step, or writes the gradient and leaves all else."""
-        average = self._none if self.average is None else self.average
-        update[(len(self._tiles), len(self.params))](
-            self.params, self.params.stride(0), self.mean, self.square, average, self._none if grad is None else grad,
-            self._inputs, self._deltas, self._tiles, rates, self.batch, self._inputs.shape[2], self._deltas.shape[2],
-            self.mean.stride(0), average.stride(0), 1 - self.ema, ADAM=grad is None, AVERAGE=self.average is not None,
-            R=TILE[0], C=TILE[1], DEPTH=DEPTH, BETA1=BETA1, BETA2=BETA2, EPS=EPS, PRECISION=self.precision, num_warps=4,
-        )  # fmt: skip
-
-    def one(self, h: Tensor, target: Tensor, rates: Tensor) -> None:
-        self._sweep(h, target)
-        self._update(rates)
-        self.total += self._losses.sum(1)
-
-    def gradient(self, h: Tensor, target: Tensor, grad: Tensor) -> Tensor:
-        """Writes the gradient of the mean squared error into ``grad``, (K, P); returns the errors, (K,)."""
-        self._sweep(h, target)
-        self._update(self._none, grad)
-        return self._losses.sum(1)
 
 
 if triton is not None:
@@ -138,51 +31,61 @@ if triton is not None:
         return tl.maximum(z, 0.0) + (tl.exp(tl.minimum(z, 0.0)) - 1.0)
 
     @triton.jit
+    def _rounded(x, PRECISION: tl.constexpr):
+        """To ten bits, ties away from zero, where the products take no more."""
+        if PRECISION == "tf32":
+            x = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+        return x
+
+    @triton.jit
     def sweep(
         flat, stride,  # parameters (K, P), their row stride; a launcher of Triton's has a variable `params` of its own
         h, target,  # (K, B, F), (K, B, D)
-        inputs, deltas,  # (K, B, F + a + b + c), (K, B, a + b + c + D)
-        losses,  # (K, tiles)
-        batch, factor,
+        copies,  # (K, 2 A W + 2 C W): second matrix turned and straight, third matrix turned and straight
+        inputs, deltas,  # (K, F + a + b + c + 4, padded batch), (K, a + b + c + D, padded batch)
+        losses,  # (K, tiles), added to
+        batch, padded, factor,
         F: tl.constexpr, a: tl.constexpr, b: tl.constexpr, c: tl.constexpr, D: tl.constexpr,  # widths
-        A: tl.constexpr, C: tl.constexpr, STRIP: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
+        A: tl.constexpr, W: tl.constexpr, C: tl.constexpr, STRIP: tl.constexpr, ROWS: tl.constexpr,
+        PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """A tile of rows, forward and back."""
+        """A tile of rows, forward and back; rows beyond the batch have no delta."""
         tile, k = tl.program_id(0), tl.program_id(1).to(tl.int64)
         row = tile * ROWS + tl.arange(0, ROWS)
         real = row < batch
         p = flat + k * stride
-        w2 = p + (F + 1) * a
-        w3 = w2 + (a + 1) * b
-        w4 = w3 + (b + 1) * c
+        bias2, bias3 = p + (F + 1) * a + a * b, p + (F + 1) * a + (a + 1) * b + b * c
+        w4 = bias3 + c
+        copies += k * (2 * A * W + 2 * C * W)
+        turned2, straight2, turned3, straight3 = copies, copies + A * W, copies + 2 * A * W, copies + 2 * A * W + C * W
         h += k * batch * F + row * F
         target += k * batch * D + row * D
-        inputs += (k * batch + row) * (F + a + b + c)
-        deltas += (k * batch + row) * (a + b + c + D)
+        inputs += k * (F + a + b + c + 4) * padded + row
+        deltas += k * (a + b + c + D) * padded + row
+        h1_at, h2_at, h3_at = F + 1, F + a + 2, F + a + b + 3
         ca, cc = tl.arange(0, A), tl.arange(0, C)
         in_a, in_c = ca < a, cc < c
-        ra, rc = real[:, None] & in_a[None, :], real[:, None] & in_c[None, :]
 
         z = tl.zeros([ROWS, A], tl.float32) + tl.load(p + F * a + ca, mask=in_a, other=0.0)[None, :]
         for f in tl.static_range(F):
             x = tl.load(h + f, mask=real, other=0.0)
-            tl.store(inputs + f, x, mask=real)
+            tl.store(inputs + f * padded, _rounded(x, PRECISION))
             z += x[:, None] * tl.load(p + f * a + ca, mask=in_a, other=0.0)[None, :]
-        h1 = _elu(z)
-        tl.store(inputs[:, None] + F + ca[None, :], h1, mask=ra)
+        h1 = _rounded(_elu(z), PRECISION)
+        tl.store(inputs[:, None] + (h1_at + ca[None, :]) * padded, h1, mask=in_a[None, :])
 
-        z3 = tl.zeros([ROWS, C], tl.float32) + tl.load(w3 + b * c + cc, mask=in_c, other=0.0)[None, :]
+        z3 = tl.zeros([ROWS, C], tl.float32) + tl.load(bias3 + cc, mask=in_c, other=0.0)[None, :]
         for start in range(0, b, STRIP):
             cb = start + tl.arange(0, STRIP)
             in_b = cb < b
-            to = tl.load(w2 + ca[:, None] * b + cb[None, :], mask=in_a[:, None] & in_b[None, :], other=0.0)
-            z2 = tl.dot(h1, to, input_precision=PRECISION) + tl.load(w2 + a * b + cb, mask=in_b, other=0.0)[None, :]
-            h2 = _elu(z2)
-            tl.store(inputs[:, None] + F + a + cb[None, :], h2, mask=real[:, None] & in_b[None, :])
-            on = tl.load(w3 + cb[:, None] * c + cc[None, :], mask=in_b[:, None] & in_c[None, :], other=0.0)
-            z3 = tl.dot(h2, on, z3, input_precision=PRECISION)
+            to = tl.load(turned2 + cb[:, None] * A + ca[None, :])
+            z2 = tl.dot(h1, tl.trans(to), input_precision=PRECISION)
+            h2 = _rounded(_elu(z2 + tl.load(bias2 + cb, mask=in_b, other=0.0)[None, :]), PRECISION)
+            tl.store(inputs[:, None] + (h2_at + cb[None, :]) * padded, h2, mask=in_b[None, :])
+            on = tl.load(turned3 + cc[:, None] * W + cb[None, :])
+            z3 = tl.dot(h2, tl.trans(on), z3, input_precision=PRECISION)
         h3 = _elu(z3)
-        tl.store(inputs[:, None] + F + a + b + cc[None, :], h3, mask=rc)
+        tl.store(inputs[:, None] + (h3_at + cc[None, :]) * padded, _rounded(h3, PRECISION), mask=in_c[None, :])
 
         d3 = tl.zeros([ROWS, C], tl.float32)
         loss = tl.zeros([ROWS], tl.float32)
@@ -191,54 +94,51 @@ if triton is not None:
             gap = tl.sum(h3 * out[None, :], 1) + tl.load(w4 + c * D + j) - tl.load(target + j, mask=real, other=0.0)
             gap = tl.where(real, gap, 0.0)
             loss += gap * gap
-            tl.store(deltas + a + b + c + j, gap * factor, mask=real)
+            tl.store(deltas + (a + b + c + j) * padded, _rounded(gap * factor, PRECISION))
             d3 += (gap * factor)[:, None] * out[None, :]
-        tl.store(losses + k * tl.num_programs(0) + tile, tl.sum(loss, 0) * (factor / 2))
-        d3 *= _slope(h3)
-        tl.store(deltas[:, None] + a + b + cc[None, :], d3, mask=rc)
+        losses += k * tl.num_programs(0) + tile
+        tl.store(losses, tl.load(losses) + tl.sum(loss, 0) * (factor / 2))
+        d3 = _rounded(d3 * _slope(h3), PRECISION)
+        tl.store(deltas[:, None] + (a + b + cc[None, :]) * padded, d3, mask=in_c[None, :])
 
         tl.debug_barrier()  # what other threads of this program have stored is read from here on
         d1 = tl.zeros([ROWS, A], tl.float32)
         for start in range(0, b, STRIP):
             cb = start + tl.arange(0, STRIP)
             in_b = cb < b
-            on = tl.load(w3 + cb[:, None] * c + cc[None, :], mask=in_b[:, None] & in_c[None, :], other=0.0)
-            h2 = tl.load(inputs[:, None] + F + a + cb[None, :], mask=real[:, None] & in_b[None, :], other=0.0)
-            d2 = tl.dot(d3, tl.trans(on), input_precision=PRECISION) * _slope(h2)
-            tl.store(deltas[:, None] + a + cb[None, :], d2, mask=real[:, None] & in_b[None, :])
-            to = tl.load(w2 + ca[:, None] * b + cb[None, :], mask=in_a[:, None] & in_b[None, :], other=0.0)
+            on = tl.load(straight3 + cb[:, None] * C + cc[None, :])
+            h2 = tl.load(inputs[:, None] + (h2_at + cb[None, :]) * padded, mask=in_b[None, :], other=0.0)
+            d2 = _rounded(tl.dot(d3, tl.trans(on), input_precision=PRECISION) * _slope(h2), PRECISION)
+            tl.store(deltas[:, None] + (a + cb[None, :]) * padded, d2, mask=in_b[None, :])
+            to = tl.load(straight2 + ca[:, None] * W + cb[None, :])
             d1 = tl.dot(d2, tl.trans(to), d1, input_precision=PRECISION)
-        h1 = tl.load(inputs[:, None] + F + ca[None, :], mask=ra, other=0.0)
-        tl.store(deltas[:, None] + ca[None, :], d1 * _slope(h1), mask=ra)
+        h1 = tl.load(inputs[:, None] + (h1_at + ca[None, :]) * padded, mask=in_a[None, :], other=0.0)
+        tl.store(deltas[:, None] + ca[None, :] * padded, _rounded(d1 * _slope(h1), PRECISION), mask=in_a[None, :])
 
     @triton.jit
     def update(
         flat, stride, mean, square, average, grad,  # (K, P) each; average and grad may be unused
-        inputs, deltas,  # as `sweep` left them
-        places,  # (tiles, 7)
+        copies, inputs, deltas,  # as in `sweep`
+        places,  # (tiles, 11): see `psmlib.kernels.fused_updates.tiles`
         rates,  # (2,)
-        batch, wide_in, wide_out, moment_stride, average_stride, share,
+        padded, wide_in, wide_out, copies_stride, moment_stride, average_stride, share,
         ADAM: tl.constexpr, AVERAGE: tl.constexpr, R: tl.constexpr, C: tl.constexpr, DEPTH: tl.constexpr,
         BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """A tile of one layer's matrix."""
-        places += tl.program_id(0) * 7
+        """A tile of one layer's matrix; rows and columns that it has too many of are read and dropped."""
+        places += tl.program_id(0) * 11
         k = tl.program_id(1).to(tl.int64)
         a, b = tl.load(places + 1), tl.load(places + 3)
         r = tl.load(places + 5) + tl.arange(0, R)
         c = tl.load(places + 6) + tl.arange(0, C)
         n = tl.arange(0, DEPTH)
-        left = inputs + (k * batch + n[:, None]) * wide_in + tl.load(places) + r[None, :]
-        right = deltas + (k * batch + n[:, None]) * wide_out + tl.load(places + 2) + c[None, :]
+        left = inputs + (k * wide_in + tl.load(places) + r[:, None]) * padded + n[None, :]
+        right = deltas + (k * wide_out + tl.load(places + 2) + c[:, None]) * padded + n[None, :]
         g = tl.zeros([R, C], tl.float32)
-        for start in range(0, batch, DEPTH):
-            inside = (start + n < batch)[:, None]
-            one = tl.where(r == a, 1.0, 0.0)[None, :]  # the bias is what an input of 1 would be given
-            x = tl.load(left, mask=inside & (r < a)[None, :], other=0.0) + one
-            y = tl.load(right, mask=inside & (c < b)[None, :], other=0.0)
-            g = tl.dot(tl.trans(x), y, g, input_precision=PRECISION)
-            left += DEPTH * wide_in
-            right += DEPTH * wide_out
+        for _ in range(0, padded, DEPTH):
+            g = tl.dot(tl.load(left), tl.trans(tl.load(right)), g, input_precision=PRECISION)
+            left += DEPTH
+            right += DEPTH
         at = tl.load(places + 4) + r[:, None] * b + c[None, :]
         mask = (r <= a)[:, None] & (c < b)[None, :]
         if ADAM:
@@ -254,5 +154,11 @@ if triton is not None:
             if AVERAGE:
                 mine = tl.load(average + k * average_stride + at, mask=mask, other=0.0)
                 tl.store(average + k * average_stride + at, mine + share * (p - mine), mask=mask)
+            copies += k * copies_stride
+            turned = tl.load(places + 8)
+            held = (r < tl.minimum(a, turned * a))[:, None] & mask  # biases have no copies, outer matrices neither
+            p = _rounded(p, PRECISION)
+            tl.store(copies + tl.load(places + 7) + c[None, :] * turned + r[:, None], p, mask=held)
+            tl.store(copies + tl.load(places + 9) + r[:, None] * tl.load(places + 10) + c[None, :], p, mask=held)
         else:
             tl.store(grad + k * moment_stride + at, g, mask=mask)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from psmlib.kernels.fused_updates import blocks as sides
 from psmlib.kernels.mlp_flow import COLUMNS, fits
 
 try:
@@ -19,6 +20,8 @@ ROWS = 64
 """Points of one program."""
 STRIP = 32
 """Columns of the second hidden layer at a time."""
+FLOW = {"num_warps": 8, "num_stages": 1}
+"""How the kernel is compiled."""
 
 
 def mlp_flow_triton(
@@ -44,14 +47,13 @@ def mlp_flow_triton(
         raise ImportError("the Triton flow needs triton: install it, or use mlp_flow_ref")
     if not fits(widths, x.dtype):
         raise ValueError(f"the Triton flow takes three hidden layers in float32, not {list(widths)} in {x.dtype}")
-    F, a, b, c, _ = widths
+    (F, a, b, c, _), (A, _, C) = widths, sides(widths)
     end, change = torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(len(x))
     if len(x):
         flow[(triton.cdiv(len(x), ROWS),)](
             params, params.stride(0), x.contiguous(), end, change, blocks.to(x.device, torch.int32),
-            table.to(x).contiguous(), len(x), len(table), F=F, a=a, b=b, c=c, A=triton.next_power_of_2(max(16, a)),
-            C=triton.next_power_of_2(max(16, c)), STRIP=STRIP, ROWS=ROWS, COLUMNS=COLUMNS,
-            STAGES=4 if method == "rk4" else 1, PRECISION=precision, num_warps=8, num_stages=1,
+            table.to(x).contiguous(), len(x), len(table), F=F, a=a, b=b, c=c, A=A, C=C, STRIP=STRIP,
+            ROWS=ROWS, COLUMNS=COLUMNS, STAGES=4 if method == "rk4" else 1, PRECISION=precision, **FLOW,
         )  # fmt: skip
     return end, change
 

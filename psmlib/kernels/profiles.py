@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from psmlib.kernels import bank_updates_triton as bank
+from psmlib.kernels import fused_updates as fused
 from psmlib.kernels import mlp_flow_triton as flow
 from psmlib.kernels import philox_triton as philox
 from psmlib.kernels import softmax_step_triton as softmax
@@ -24,18 +25,18 @@ class Profile:
         pointers: Names of its float32 pointers.
         others: Types of the other run-time arguments.
         constants: Values of the rest.
-        warps: Warps a program.
-        stages: Depth of software pipelines, or None for Triton's own.
+        options: How it is compiled.
         does: What it does, in a few words.
+        multiples: Names of integers that are multiples of 16 at the papers' sizes.
     """
 
     kernel: Any
     pointers: str
     others: Mapping[str, str]
     constants: Mapping[str, Any]
-    warps: int
-    stages: int | None
+    options: Mapping[str, Any]
     does: str
+    multiples: tuple[str, ...] = ()
     signature: Mapping[str, str] = field(init=False)
 
     def __post_init__(self):
@@ -53,29 +54,30 @@ PROFILES: dict[str, Profile] = {}
 if bank.triton is not None:
     PROFILES = {
         "sweep": Profile(
-            bank.sweep, "flat h target inputs deltas losses", _ints("stride batch") | {"factor": "fp32"},
-            _PAPER | dict(D=2, STRIP=bank.STRIP, ROWS=bank.ROWS, PRECISION="tf32"), 8, 1,
-            "training: forward and back through one tile of rows",
+            bank.sweep, "flat h target copies inputs deltas losses", _ints("stride batch padded") | {"factor": "fp32"},
+            _PAPER | dict(D=2, W=160, STRIP=fused.STRIP, ROWS=fused.ROWS, PRECISION="tf32"), fused.SWEEP,
+            "training: forward and back through one tile of rows", ("batch", "padded"),
         ),
         "update": Profile(
-            bank.update, "flat mean square average grad inputs deltas rates",
-            _ints("stride batch wide_in wide_out moment_stride average_stride") | {"places": "*i32", "share": "fp32"},
-            dict(ADAM=True, AVERAGE=False, R=bank.TILE[0], C=bank.TILE[1], DEPTH=bank.DEPTH, BETA1=bank.BETA1,
-                 BETA2=bank.BETA2, EPS=bank.EPS, PRECISION="tf32"), 4, None,
-            "training: a tile of a weight gradient, and Adam's step",
+            bank.update, "flat mean square average grad copies inputs deltas rates",
+            _ints("stride padded wide_in wide_out copies_stride moment_stride average_stride")
+            | {"places": "*i32", "share": "fp32"},
+            dict(ADAM=True, AVERAGE=False, R=fused.TILE[0], C=fused.TILE[1], DEPTH=fused.DEPTH, BETA1=fused.BETA1,
+                 BETA2=fused.BETA2, EPS=fused.EPS, PRECISION="tf32"), fused.UPDATE,
+            "training: a tile of a weight gradient, and Adam's step", ("padded", "copies_stride"),
         ),
         "flow": Profile(
             flow.flow, "flat x end change table", _ints("stride n steps") | {"blocks": "*i32"},
-            _PAPER | dict(STRIP=flow.STRIP, ROWS=flow.ROWS, COLUMNS=flow.COLUMNS, STAGES=4, PRECISION="tf32x3"), 8, 1,
-            "likelihood: field, divergence and all RK4 steps",
+            _PAPER | dict(STRIP=flow.STRIP, ROWS=flow.ROWS, COLUMNS=flow.COLUMNS, STAGES=4, PRECISION="tf32x3"),
+            flow.FLOW, "likelihood: field, divergence and all RK4 steps",
         ),
         "philox": Profile(
             philox.words_kernel, "", {"out": "*i64", "keys": "*i64", "plane": "i64"} | _ints("first updates rows"),
-            dict(ROWS=philox.ROWS), 4, None, "random words",
+            dict(ROWS=philox.ROWS), {}, "random words",
         ),
         "softmax_step": Profile(
             softmax._kernel, "D low total energy rate scale", _ints("stride n") | {"best": "*i64"},
-            dict(ENERGY=True, COLUMNS=softmax.COLUMNS), 4, None, "optimal denoiser: a row of the online softmax",
+            dict(ENERGY=True, COLUMNS=softmax.COLUMNS), {}, "optimal denoiser: a row of the online softmax",
         ),
     }  # fmt: skip
 
@@ -93,4 +95,5 @@ def profile(name: str) -> Resources:
         known = ", ".join(PROFILES) or "none, because Triton is not installed"
         raise ValueError(f"no kernel {name!r}: there are {known}")
     chosen = PROFILES[name]
-    return compile_for(chosen.kernel, chosen.signature, chosen.constants, warps=chosen.warps, stages=chosen.stages)
+    how = dict(options=chosen.options, multiples=chosen.multiples)
+    return compile_for(chosen.kernel, chosen.signature, chosen.constants, **how)

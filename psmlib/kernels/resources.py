@@ -10,7 +10,7 @@ import re
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,8 @@ class Resources:
 
 
 def compile_for(
-    kernel: Any, signature: Mapping[str, str], constants: Mapping[str, Any], *, warps: int = 4,
-    stages: int | None = None, capability: int = 90,
+    kernel: Any, signature: Mapping[str, str], constants: Mapping[str, Any], *,
+    options: Mapping[str, Any] | None = None, capability: int = 90, multiples: Iterable[str] = (),
 ) -> Resources:  # fmt: skip
     """Compiles a kernel for a compute capability and reads what it takes.
 
@@ -65,9 +65,9 @@ def compile_for(
         signature: Types of the arguments that are given at run time, as Triton writes them: "*fp32", "i32", "fp32".
             Pointers count as aligned to 16 bytes.
         constants: Values of the ``constexpr`` arguments.
-        warps: Warps a program.
-        stages: Depth of Triton's software pipelines; by default its own.
+        options: How it is compiled: "num_warps", "num_stages" and what else a launch may say.
         capability: Of the target, ten times: 90 is an H100 or H200.
+        multiples: Names of integers that are multiples of 16, as Triton sees for itself at a launch.
 
     Raises:
         ImportError: when Triton is not installed.
@@ -82,16 +82,17 @@ def compile_for(
 
     places = {name: i for i, name in enumerate(kernel.arg_names)}
     types = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
-    aligned = {(places[n],): [["tt.divisibility", 16]] for n, kind in signature.items() if kind.startswith("*")}
+    whole = {*multiples, *(name for name, kind in signature.items() if kind.startswith("*"))}
+    aligned = {(places[n],): [["tt.divisibility", 16]] for n in whole}
     source = ASTSource(kernel, types, {(places[n],): value for n, value in constants.items()}, aligned)
-    options = {"num_warps": warps} | ({} if stages is None else {"num_stages": stages})
+    options = {"num_warps": 4, **(options or {})}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION", category=UserWarning)
         made = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     usage, text = _read(made.asm["cubin"])
     return Resources(
         registers=int(re.search(r"REG:(\d+)", usage)[1]), stack=int(re.search(r"STACK:(\d+)", usage)[1]),
-        shared=made.metadata.shared, warps=warps, tensor_core=len(re.findall(r"\b[HQ]G?MMA\b", text)),
+        shared=made.metadata.shared, warps=made.metadata.num_warps, tensor_core=len(re.findall(r"\b[HQ]G?MMA\b", text)),
         fused_add=len(re.findall(r"\bFFMA2?\b", text)),
     )  # fmt: skip
 

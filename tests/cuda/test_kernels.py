@@ -10,7 +10,7 @@ import torch
 from psmlib.graphs import Captured
 from psmlib.kernels.bank_mlp import BankMLP, parameter_count
 from psmlib.kernels.bank_updates import BankUpdates, adam_rates
-from psmlib.kernels.bank_updates_triton import FusedUpdates
+from psmlib.kernels.fused_updates import FusedUpdates
 from psmlib.kernels.mlp_flow import mlp_flow_ref
 from psmlib.kernels.mlp_flow_triton import mlp_flow_triton
 from psmlib.kernels.optimal_denoiser import optimal_denoiser, optimal_denoiser_ref

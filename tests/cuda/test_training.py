@@ -150,7 +150,7 @@ def test_samplers_and_exact_scores():
     torch.testing.assert_close(toy.log_prob(x).cpu(), toy.log_prob(noise))
 
 
-@pytest.mark.parametrize("net", [unet.small(dim=8), unet.small(dim=12), ronneberger.small(a=4), ronneberger.small(a=5)])
+@pytest.mark.parametrize("net", [unet.small(dim=8), unet.small(dim=16), ronneberger.small(a=4), ronneberger.small(a=5)])
 def test_image_scores_in_single_precision(net):
     """Weights of all sizes: windows on a row that no kernel may find crooked."""
     bank = ImageBank(net, 3)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from psmlib.kernels.bank_mlp import BankMLP, bank_mlp_ref, layers, parameter_count
 from psmlib.kernels.bank_updates import BankUpdates, adam_rates
-from psmlib.kernels.bank_updates_triton import TILE, fits, tiles
+from psmlib.kernels.fused_updates import TILE, fits, tiles
 from psmlib.optim import Adam
 
 F64 = torch.float64
@@ -76,9 +76,11 @@ def test_tiles_cover_every_parameter_once(widths):
     deltas = [0, *itertools.accumulate(widths[1:])]
     flat = torch.arange(len(seen))
     starts = [int(weight[0, 0, 0]) for weight, _ in layers(flat[None], widths)]
-    for source, a, sink, b, at, row, column in tiles(widths).tolist():
+    for source, a, sink, b, at, row, column, *copies in tiles(widths).tolist():
         layer = starts.index(at)
-        assert (source, sink, a, b) == (inputs[layer], deltas[layer], widths[layer], widths[layer + 1])
+        # each layer's inputs are followed by a row of ones
+        assert (source, sink, a, b) == (inputs[layer] + layer, deltas[layer], widths[layer], widths[layer + 1])
+        assert bool(copies[1]) == bool(copies[3]) == (layer in (1, 2))
         r, c = torch.arange(row, min(row + TILE[0], a + 1)), torch.arange(column, min(column + TILE[1], b))
         seen[at + r[:, None] * b + c] += 1
     assert bool((seen == 1).all())
@@ -94,7 +96,7 @@ THREE_WAY = """
     import json, torch
     from psmlib.kernels.bank_mlp import BankMLP, parameter_count
     from psmlib.kernels.bank_updates import BankUpdates, adam_rates
-    from psmlib.kernels.bank_updates_triton import FusedUpdates
+    from psmlib.kernels.fused_updates import FusedUpdates
     g, out = torch.Generator().manual_seed(0), []
     for widths, K, B in {cases}:
         P = parameter_count(widths)
@@ -120,6 +122,26 @@ THREE_WAY = """
         out.append([errors, scale, first])
     print(json.dumps(out))
 """
+
+
+def test_products_of_ten_bits_are_those_of_rounded_operands(interpreted):
+    """The interpreter multiplies all bits: what is left of tf32 is the rounding that the kernels do themselves."""
+    fused, rounded, plain = interpreted("""
+        import json, torch
+        from psmlib.kernels.bank_mlp import BankMLP, parameter_count
+        from psmlib.kernels.fused_updates import FusedUpdates
+        from psmlib.kernels.tf32 import RoundedMLP
+        g, widths = torch.Generator().manual_seed(0), [4, 40, 50, 36, 2]
+        params = torch.randn(2, parameter_count(widths), generator=g) * .2
+        h, y = (torch.randn(2, 70, w, generator=g) for w in (4, 2))
+        exact, *found = (torch.empty_like(params, dtype=d) for d in (torch.float64, *3 * [torch.float32]))
+        BankMLP(widths, h.double()).gradient(params.double(), h.double(), y.double(), exact)
+        FusedUpdates(widths, params, *torch.zeros(2, *params.shape), batch=70).gradient(h, y, found[0])
+        RoundedMLP(widths, h).gradient(params, h, y, found[1])
+        BankMLP(widths, h).gradient(params, h, y, found[2])
+        print(json.dumps([float((f.double() - exact).square().mean().sqrt()) for f in found]))
+    """)
+    assert 0.5 * rounded < fused < 1.5 * rounded and rounded > 100 * plain
 
 
 @pytest.mark.parametrize(
