@@ -56,7 +56,7 @@ class Settings:
 SCALES = {
     "smoke": Settings(networks=3, batch=16, steps=2, rounds=2),
     "quick": Settings(),
-    "full": Settings(networks=200, steps=20, rounds=5),
+    "full": Settings(networks=200, steps=10, rounds=3),
 }
 
 

@@ -2,7 +2,8 @@ r"""What tensor cores do to single precision, imitated on any device: operands o
 
 The fused updates make their products in tf32, whose operands keep 10 of 23 bits of the mantissa while sums keep them
 all. Whether that hurts training can be asked of a CPU: :class:`RoundedMLP` is the bank's network with every operand of
-its products rounded so.
+its products rounded so. The cores themselves do not round, they cut off (:class:`CutMLP`); errors of one sign add up,
+and the gradient of a bank is some ten times further off. So the kernels round what they leave for the cores.
 """
 
 from __future__ import annotations
@@ -29,6 +30,21 @@ def rounded(x: Tensor) -> Tensor:
     return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
+def cut(x: Tensor) -> Tensor:
+    """float32 without the mantissa's last 13 bits: what is left never exceeds what was there.
+
+    Raises:
+        ValueError: for another dtype.
+
+    Example:
+        >>> cut(torch.tensor([1 + 2**-10, 1 + 2**-11, -1 - 2**-11])).tolist()
+        [1.0009765625, 1.0, -1.0]
+    """
+    if x.dtype != torch.float32:
+        raise ValueError(f"tf32 is a way of holding float32, got {x.dtype}: convert with .float()")
+    return (x.view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+
 class RoundedMLP(BankMLP):
     """The networks with the operands of every product rounded; arguments as of the parent.
 
@@ -41,10 +57,13 @@ class RoundedMLP(BankMLP):
         True
     """
 
+    held = staticmethod(rounded)
+    """What becomes of an operand."""
+
     def forward(self, flat: Tensor, h: Tensor) -> Tensor:
         stack = self._layers(flat)
         for i, (weight, bias) in enumerate(stack):
-            h = torch.baddbmm(bias, rounded(h), rounded(weight), out=self._act[i])
+            h = torch.baddbmm(bias, self.held(h), self.held(weight), out=self._act[i])
             if i < len(stack) - 1:
                 e = torch.clamp(h, max=0, out=self._slope[i]).exp_()
                 h.clamp_(min=0).add_(e).sub_(1)
@@ -57,11 +76,17 @@ class RoundedMLP(BankMLP):
         delta = delta * (2 / (target.shape[1] * target.shape[2]))
         stack, grads = self._layers(flat), self._layers(grad)
         for i in range(len(stack) - 1, -1, -1):
-            torch.bmm(rounded(inputs[i].contiguous()).mT, rounded(delta), out=grads[i][0])
+            torch.bmm(self.held(inputs[i].contiguous()).mT, self.held(delta), out=grads[i][0])
             torch.sum(delta, 1, keepdim=True, out=grads[i][1])
             if i:
-                delta = torch.bmm(rounded(delta), rounded(stack[i][0].contiguous()).mT).mul_(self._slope[i - 1])
+                delta = torch.bmm(self.held(delta), self.held(stack[i][0].contiguous()).mT).mul_(self._slope[i - 1])
         return loss
+
+
+class CutMLP(RoundedMLP):
+    """The networks with the operands of every product cut off; arguments as of the parent."""
+
+    held = staticmethod(cut)
 
 
 class RoundedUpdates(BankUpdates):

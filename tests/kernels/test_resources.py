@@ -37,7 +37,7 @@ def test_kernels_compile(name):
 def test_training_uses_the_tensor_cores():
     made = profile("sweep")
     assert made.tensor_core > 0 and made.programs >= 1
-    assert made.stack <= 256  # spills of more would cost more than the products
+    assert made.programs >= 2 and made.stack <= 512  # what is spilled must not outweigh a second program
 
 
 def test_a_broken_kernel_is_found():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from psmlib.data.toys import HG
 from psmlib.kernels.bank_mlp import BankMLP, bank_mlp_ref, parameter_count
-from psmlib.kernels.tf32 import RoundedMLP, rounded
+from psmlib.kernels.tf32 import CutMLP, RoundedMLP, cut, rounded
 from psmlib.nets.bank import Bank
 from psmlib.nets.mlp import Plain
 from psmlib.partition import Partition
@@ -24,9 +24,31 @@ def test_rounding_is_to_the_nearest(value):
     assert int(y.view(torch.int32)) & 0x1FFF == 0
 
 
-def test_other_dtypes_are_refused():
+@given(st.floats(-(2.0**99), 2.0**99, width=32).filter(lambda v: abs(v) > 1e-30 or v == 0))
+def test_cutting_is_towards_zero(value):
+    x = torch.tensor([value], dtype=torch.float32)
+    y = cut(x)
+    assert torch.equal(cut(y), y) and float(y.abs()) <= float(x.abs())
+    assert float((y - x).abs()) < 2.0**-10 * float(x.abs()) or value == 0
+
+
+def test_errors_of_one_sign_add_up():
+    g, widths = torch.Generator().manual_seed(0), [4, 100, 150, 100, 2]
+    flat = torch.randn(1, parameter_count(widths), generator=g) * 0.1
+    h, y = (torch.randn(1, 256, w, generator=g) for w in (4, 2))
+    exact, found = torch.empty(flat.shape, dtype=torch.float64), torch.empty_like(flat)
+    BankMLP(widths, h.double()).gradient(flat.double(), h.double(), y.double(), exact)
+    errors = []
+    for kind in (RoundedMLP, CutMLP):
+        kind(widths, h).gradient(flat, h, y, found)
+        errors.append(float((found - exact).norm()))
+    assert errors[1] > 3 * errors[0]
+
+
+@pytest.mark.parametrize("f", [rounded, cut])
+def test_other_dtypes_are_refused(f):
     with pytest.raises(ValueError, match="tf32 is a way of holding float32, got torch.float64"):
-        rounded(torch.zeros(1, dtype=torch.float64))
+        f(torch.zeros(1, dtype=torch.float64))
 
 
 def test_exact_on_short_numbers():
