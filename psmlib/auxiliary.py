@@ -7,7 +7,7 @@ A short diffusion leaves x_T far from the noise :math:`p_{noise}` that sampling 
 
 so nu is fitted by maximum likelihood, either to data that were diffused to T or, for densities by the probability-flow
 equation, to where that equation with the learned score takes the data (Section 3.3). A likelihood takes it as
-``log_likelihood(..., t1=nu.T, prior=nu.log_prob)``, a sampler starts at T from ``nu.sample``.
+``log_likelihood(..., t1=nu.T, prior=nu)``, a sampler starts at T from ``nu.sample``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from psmlib.diffused_ends import check_time, diffused_data, normal
 from psmlib.gaussian_mixtures import GaussianMixture
 from psmlib.gaussian_path import Process
 from psmlib.nets.glow import Glow
+from psmlib.shortened import Shortened
 
 _VALUES = 1 << 18
 """Values of images a piece when a Glow is evaluated: what its layers hold is some hundred times that."""
@@ -108,12 +109,12 @@ class Auxiliary:
         return self.law.sample(n, generator).reshape(n, *self.shape).to(device=device, dtype=dtype)
 
     def check(self, process: Process, T: float) -> None:
-        """Refuses to stand for the law at another time or under another process.
+        """Refuses to stand for the law at another time or under another process; one cut at T is the same process.
 
         Raises:
             ValueError: naming both.
         """
-        _check_same(self.name, repr(self.process), self.T, process, T)
+        _check_same(self.name, repr(_uncut(self.process)), self.T, process, T)
 
     def save(self, path: str | Path) -> None:
         """Writes a fitted model to a safetensors file.
@@ -128,7 +129,7 @@ class Auxiliary:
             tensors, kind = self.law.state_dict(), {"kind": "glow", "settings": self.law.settings}
         else:
             raise ValueError(f"{self!r} is a closed form, of which there is nothing to save: make it again")
-        where = {"process": repr(self.process), "T": self.T, "shape": self.shape, "name": self.name}
+        where = {"process": repr(_uncut(self.process)), "T": self.T, "shape": self.shape, "name": self.name}
         checkpoint.save(path, tensors, {**kind, **where, "about": self.about})
 
 
@@ -259,7 +260,13 @@ def fit_mixture(x_T: Tensor, process: Process, T: float, **settings) -> Auxiliar
 
 def _check_same(name: str, its_process: str, its_T: float, process: Process, T: float) -> None:
     check_time(process, T)
-    if its_process != repr(process) or not math.isclose(its_T, T, rel_tol=1e-9):
+    if its_process != repr(_uncut(process)) or not math.isclose(its_T, T, rel_tol=1e-9):
         raise ValueError(
-            f"this {name} models x_T at T = {its_T:g} of {its_process}, not at T = {T:g} of {process!r}: fit one there"
+            f"this {name} models x_T at T = {its_T:g} of {its_process}, not at T = {T:g} of "
+            f"{_uncut(process)!r}: fit one there"
         )
+
+
+def _uncut(process: Process) -> Process:
+    """The process that one was made of by stopping it."""
+    return process.process if isinstance(process, Shortened) else process

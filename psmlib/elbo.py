@@ -36,7 +36,7 @@ from torch import Tensor
 
 from psmlib.data.toys import Mixture
 from psmlib.exact import DiffusedMixture
-from psmlib.gaussian_path import Process
+from psmlib.gaussian_path import Process, end_law
 from psmlib.law_averages import EPS, Quadrature, average, estimate, time_rule, weigh
 from psmlib.score import Score
 from psmlib.shortened import Shortened
@@ -96,9 +96,7 @@ def noise_kl(
 
 
 def _prior(process: Process, T: float, prior: Density | None) -> Callable[[Tensor], Tensor]:
-    if prior is not None:
-        return prior.log_prob
-    return process.prior_log_prob if T == 0 else Shortened(process, T).prior_log_prob
+    return end_law(prior, process if T == 0 else Shortened(process, T), T)
 
 
 def _kl(rule: Quadrature, process: Process, T: float, log_prior: Callable[[Tensor], Tensor]) -> Tensor:
@@ -213,7 +211,7 @@ def elbo_curve(
         rule: How expectations are taken.
 
     Raises:
-        ValueError: when times do not ascend within (eps, process.T], or priors are not as many.
+        ValueError: when times do not ascend within (eps, process.T], or priors are not as many or of other times.
 
     Example:
         >>> from psmlib.process import VP

@@ -10,6 +10,7 @@ A subclass gives :math:`\alpha`, :math:`\sigma` and their rates; all else follow
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -170,3 +171,30 @@ class Process:
     def prior_sample(self, n: int, shape: tuple[int, ...], generator: torch.Generator | None = None, **kw) -> Tensor:
         """Draws x_T from the prior. Shape: (n, *shape)."""
         return self.prior_std * torch.randn(n, *shape, generator=generator, **kw)
+
+
+def end_law(prior, process: Process, T: float) -> Callable[[Tensor], Tensor]:
+    """The log density of what stands for the law of x_T.
+
+    Args:
+        prior: None for the process's own prior, a function (n, *shape) -> (n,), or an object with ``log_prob``; one
+            with ``check``, as :class:`psmlib.auxiliary.Auxiliary` has, is asked whether it is of this time and process.
+        process: The Gaussian path.
+        T: Where it is stopped.
+
+    Raises:
+        ValueError: when the object was fitted to another time or process.
+
+    Example:
+        >>> from psmlib.auxiliary import gaussian
+        >>> from psmlib.process import VP
+        >>> end_law(gaussian(VP(), .3, (2,)), VP(), .2)
+        Traceback (most recent call last):
+        ...
+        ValueError: this gaussian models x_T at T = 0.3 of VP(...), not at T = 0.2 of VP(...): fit one there
+    """
+    if prior is None:
+        return process.prior_log_prob
+    if hasattr(prior, "check"):
+        prior.check(process, T)
+    return prior.log_prob if hasattr(prior, "log_prob") else prior

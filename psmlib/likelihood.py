@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from psmlib import bank_flow
-from psmlib.gaussian_path import Process
+from psmlib.gaussian_path import Process, end_law
 from psmlib.partition import Partition
 from psmlib.sampling import grids
 from psmlib.score import Score
@@ -36,6 +36,8 @@ class Likelihood:
         x_T: Where the points ended. Shape: (n, *shape).
         prior: log p_T(x_T). Shape: (n,).
         change: The integrated divergence. Shape: (n,).
+        process: The Gaussian path.
+        t1: Where the integration ended.
     """
 
     log_prob: Tensor
@@ -43,6 +45,19 @@ class Likelihood:
     x_T: Tensor
     prior: Tensor
     change: Tensor
+    process: Process
+    t1: float
+
+    def under(self, prior) -> Tensor:
+        """The log density that the same solve gives with another law at its end, in float64. Shape: (n,).
+
+        Args:
+            prior: As in :func:`log_likelihood`.
+
+        Raises:
+            ValueError: when it was fitted to another time or process.
+        """
+        return end_law(prior, self.process, self.t1)(self.x_T.double()) + self.change.double()
 
 
 def time_grid(score: Score, process: Process, t0: float, t1: float, steps: int, grid: str | Tensor) -> Tensor:
@@ -93,13 +108,15 @@ def log_likelihood(
         rtol: Relative tolerance of the adaptive method.
         atol: Absolute tolerance.
         max_nfe: Evaluations after which the adaptive method gives up.
-        prior: Log density at t1, (n, *shape) -> (n,); the process's prior by default.
+        prior: What stands for the law at t1: a log density, (n, *shape) -> (n,), or an object that has one, such as an
+            auxiliary model; the process's prior by default.
 
     Returns:
         A :class:`Likelihood`.
 
     Raises:
-        ValueError: for an unknown name, t0 outside [0, t1), or a log-determinant without Euler.
+        ValueError: for an unknown name, t0 outside [0, t1), a log-determinant without Euler, or an auxiliary model of
+            another time or process.
         RuntimeError: when the adaptive method runs out of evaluations.
 
     Example:
@@ -114,6 +131,7 @@ def log_likelihood(
     """
     t1 = process.T if t1 is None else t1
     _check(t0, t1, steps, method, divergence)
+    law = end_law(prior, process, t1)
     if divergence == "hutchinson":
         generator = torch.Generator().manual_seed(seed)
         probe = [rademacher(x, generator)]
@@ -146,8 +164,8 @@ def log_likelihood(
     else:
         for step in fixed(fields, x, times, method):
             y, change = step[:2]
-    log_prior = (prior or process.prior_log_prob)(y)
-    return Likelihood(log_prior + change, counter[0], y, log_prior, change)
+    log_prior = law(y)
+    return Likelihood(log_prior + change, counter[0], y, log_prior, change, process, t1)
 
 
 def rademacher(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -18,10 +18,12 @@ from psmlib.auxiliary import (
 )
 from psmlib.data.toys import Mixture
 from psmlib.diffused_ends import diffused_batches
+from psmlib.elbo import elbo_curve, noise_kl
 from psmlib.glow_training import fit_glow
 from psmlib.likelihood import log_likelihood
 from psmlib.nets.bank import stream
 from psmlib.process import EDM, VE, VP, SubVP
+from psmlib.shortened import Shortened
 
 F64 = torch.float64
 TOY = Mixture(gaussians=[(0.3, [1.0], 0.01), (0.7, [3.0], 0.25)], name="K.1")
@@ -225,3 +227,31 @@ def test_with_the_exact_law_a_short_solve_gives_the_same_density_as_a_long_one()
         noise = gaussian(process, T, (2,))
         short = log_likelihood(score, process, x, t0=1e-3, t1=T, steps=80, grid="warped", prior=noise.log_prob)
         assert float((wanted - short.log_prob).mean()) > {0.1: 0.2, 0.3: 0.02}[T]
+
+
+def test_an_auxiliary_model_of_another_time_or_process_is_refused_where_it_is_used():
+    score, x = PLANE.diffused(VP()), x_T(T=1e-3, n=5, seed=4)
+    solve = dict(t0=1e-3, t1=0.2, steps=4)
+    for nu, said in (
+        (exact(PLANE, VP(), 0.3), r"at T = 0.3 of VP\(.*\), not at T = 0.2 of VP"),
+        (gaussian(VP(0.0, 10.0), 0.2, (2,)), r"at T = 0.2 of VP\(beta_min=0.0.*not at T = 0.2 of VP\(beta_min=0.1"),
+    ):
+        for use in (
+            lambda nu: log_likelihood(score, VP(), x, **solve, prior=nu),
+            lambda nu: log_likelihood(score, VP(), x, **solve).under(nu),
+            lambda nu: noise_kl(PLANE, VP(), 0.2, prior=nu),
+            lambda nu: elbo_curve(PLANE, VP(), [0.2], priors=[nu]),
+        ):
+            with pytest.raises(ValueError, match=said):
+                use(nu)
+
+
+def test_one_solve_serves_every_law_at_its_end():
+    score, x = PLANE.diffused(VP()), x_T(T=1e-3, n=20, seed=4)
+    solve = dict(t0=1e-3, t1=0.3, steps=6)
+    for process in (VP(), Shortened(VP(), 0.3)):
+        found = log_likelihood(score, process, x.float(), **solve)
+        for nu in (exact(PLANE, VP(), 0.3), gaussian(Shortened(VP(), 0.3), 0.3, (2,)), None):
+            wanted = log_likelihood(score, process, x.float(), **solve, prior=nu).log_prob
+            assert found.under(nu).dtype == torch.float64
+            torch.testing.assert_close(found.under(nu).float(), wanted, rtol=1e-5, atol=1e-5)

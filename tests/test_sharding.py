@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from psmlib import memory, sharding, training
+from psmlib import memory, shard_plan, sharding, training
 from psmlib.data.toys import HG
 from psmlib.memory import HeldBytes
 from psmlib.nets.bank import Bank
@@ -16,7 +16,8 @@ from psmlib.nets.ronneberger import Ronneberger
 from psmlib.nets.unet import UNet
 from psmlib.partition import Partition
 from psmlib.process import VP
-from psmlib.sharding import Plan, fit_sharded, joined, plan, predicted
+from psmlib.shard_plan import Plan, plan, predicted
+from psmlib.sharding import fit_sharded, joined
 from psmlib.training import CHUNK, fit
 
 F64 = torch.float64
@@ -186,7 +187,7 @@ def test_as_few_stretches_as_fit_of_nearly_equal_lengths():
 
 
 def test_the_device_is_the_budget_if_none_is_given(monkeypatch):
-    monkeypatch.setattr(sharding, "available", lambda device: budget(3) / 0.9 + 1)
+    monkeypatch.setattr(shard_plan, "available", lambda device: budget(3) / 0.9 + 1)
     found = twenty()
     assert len(found.stretches) == 7 and found.stretches[:2] == (range(3), range(3, 6)) and found.device == "cpu"
 

@@ -1,0 +1,189 @@
+"""Who trains a bank in the benchmark of its training step; :mod:`psmlib.benchmarks.bank` says what each does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from psmlib.benchmarks.plain import sequential
+from psmlib.kernels.bank_mlp import BankMLP, bank_mlp_ref
+from psmlib.kernels.bank_updates import BankUpdates, adam_rates
+from psmlib.kernels.fused_updates import FusedUpdates
+from psmlib.nets.bank import Bank
+
+LR = 1e-3
+STAGES = ("forward", "forward and backward", "step")
+
+
+class Contestant:
+    """Networks of its own; ``call(stage)`` gives a function that does a turn of steps of that stage."""
+
+    def __init__(self, bank: Bank, h: Tensor, target: Tensor):
+        self.widths, self.h, self.target = bank.widths, h, target
+        self.params = bank.params.clone()
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Outputs. Shape: (K, B, out)."""
+        raise TypeError(f"{type(self).__name__} does not define forward(h)")
+
+    def backward(self, h: Tensor, target: Tensor) -> None:
+        """Leaves the gradients where the step finds them."""
+        raise TypeError(f"{type(self).__name__} does not define backward(h, target)")
+
+    def adam(self) -> None:
+        """Takes Adam's step by them."""
+        self.optimiser.step()
+
+    def step(self) -> None:
+        """A turn of whole steps."""
+        for h, target in zip(self.h, self.target, strict=True):
+            self.backward(h, target)
+            self.adam()
+
+    def call(self, stage: str) -> Callable[[int], object]:
+        """What :func:`psmlib.benchmarks.timing.interleave` calls."""
+        if stage == "forward":
+            return lambda i: [self.forward(h) for h in self.h]
+        if stage == "step":
+            return lambda i: self.step()
+        return lambda i: [self.backward(h, y) for h, y in zip(self.h, self.target, strict=True)]
+
+    def flat(self) -> Tensor:
+        """Parameters as a bank keeps them. Shape: (K, P)."""
+        return self.params.detach()
+
+
+class OneByOne(Contestant):
+    """A module and an optimiser for each network."""
+
+    def __init__(self, bank: Bank, h: Tensor, target: Tensor):
+        super().__init__(bank, h, target)
+        self.nets = [sequential(flat, self.widths).to(flat.device) for flat in self.params]
+        self.optimisers = [torch.optim.Adam(net.parameters(), lr=LR) for net in self.nets]
+
+    def forward(self, h: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            return [net(x) for net, x in zip(self.nets, h, strict=True)]
+
+    def backward(self, h: Tensor, target: Tensor) -> None:
+        for net, optimiser, x, y in zip(self.nets, self.optimisers, h, target, strict=True):
+            optimiser.zero_grad()
+            (net(x) - y).square().mean().backward()
+
+    def adam(self) -> None:
+        for optimiser in self.optimisers:
+            optimiser.step()
+
+    def flat(self) -> Tensor:
+        linears = [[m for m in net if isinstance(m, nn.Linear)] for net in self.nets]
+        parts = [[p.detach().flatten() for m in each for p in (m.weight.mT, m.bias)] for each in linears]
+        return torch.stack([torch.cat(each) for each in parts])
+
+
+class Vmap(Contestant):
+    """Stacked modules under torch.func."""
+
+    def __init__(self, bank: Bank, h: Tensor, target: Tensor):
+        super().__init__(bank, h, target)
+        nets = [sequential(flat, self.widths).to(flat.device) for flat in self.params]
+        self.stack, _ = torch.func.stack_module_state(nets)
+        self.optimiser, self.blank = torch.optim.Adam(self.stack.values(), lr=LR), nets[0]
+
+        def loss(params: dict, x: Tensor, y: Tensor) -> Tensor:
+            return (torch.func.functional_call(self.blank, params, (x,)) - y).square().mean()
+
+        self._outputs = torch.func.vmap(lambda params, x: torch.func.functional_call(self.blank, params, (x,)))
+        self._gradient = torch.func.vmap(torch.func.grad(loss))
+
+    def forward(self, h: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._outputs(self.stack, h)
+
+    def backward(self, h: Tensor, target: Tensor) -> None:
+        for name, grad in self._gradient(self.stack, h, target).items():
+            self.stack[name].grad = grad
+
+    def flat(self) -> Tensor:
+        at = [self.stack[f"{2 * i}.{kind}"] for i in range(len(self.widths) - 1) for kind in ("weight", "bias")]
+        return torch.cat([(p.mT if p.dim() == 3 else p).flatten(1) for p in at], 1).detach()
+
+
+class Products(Contestant):
+    """Batched matrix products and autograd."""
+
+    def __init__(self, bank: Bank, h: Tensor, target: Tensor, compiled: bool = False):
+        super().__init__(bank, h, target)
+        self.params.requires_grad_(True)
+        self.optimiser = torch.optim.Adam([self.params], lr=LR, capturable=compiled)
+        self._loss = self._compile(self._plain) if compiled else self._plain
+
+    @staticmethod
+    def _compile(f: Callable) -> Callable:
+        return torch.compile(f, mode="reduce-overhead")
+
+    def _plain(self, params: Tensor, h: Tensor, target: Tensor) -> Tensor:
+        return (bank_mlp_ref(params, self.widths, h) - target).square().mean((1, 2)).sum()
+
+    def forward(self, h: Tensor) -> Tensor:
+        with torch.no_grad():
+            return bank_mlp_ref(self.params, self.widths, h)
+
+    def backward(self, h: Tensor, target: Tensor) -> None:
+        self.optimiser.zero_grad()
+        self._loss(self.params, h, target).backward()
+
+
+class Ours(Contestant):
+    """An engine of this library."""
+
+    def __init__(self, bank: Bank, h: Tensor, target: Tensor, kind: type[BankUpdates] = BankUpdates):
+        super().__init__(bank, h, target)
+        moments = torch.zeros(2, *self.params.shape, device=h.device)
+        self.engine, self.done = kind(self.widths, self.params, *moments, batch=h.shape[2]), 0
+        self.grad = torch.empty_like(self.params)
+        self.work = BankMLP(self.widths, h[0])
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.work.forward(self.params, h)
+
+    def backward(self, h: Tensor, target: Tensor) -> None:
+        (self.work if type(self.engine) is BankUpdates else self.engine).gradient(self.params, h, target, self.grad)
+
+    def step(self) -> None:
+        self.engine.run(self.h, self.target, adam_rates(lambda i: LR, self.done, len(self.h)))
+        self.done += len(self.h)
+
+
+class Fused(Ours):
+    """The Triton kernels."""
+
+    def __init__(self, bank: Bank, h: Tensor, target: Tensor):
+        super().__init__(bank, h, target, FusedUpdates)
+
+    def backward(self, h: Tensor, target: Tensor) -> None:
+        self.engine.gradient(h, target, self.grad)
+
+
+class Loop(Contestant):
+    """Ours, one network after another."""
+
+    def __init__(self, bank: Bank, h: Tensor, target: Tensor):
+        super().__init__(bank, h, target)
+        parts = [bank.copy(flat[None]) for flat in bank.params]
+        self.ours = [Ours(part, h[:, k : k + 1], target[:, k : k + 1]) for k, part in enumerate(parts)]
+
+    def forward(self, h: Tensor) -> list[Tensor]:
+        return [each.forward(h[k : k + 1]) for k, each in enumerate(self.ours)]
+
+    def backward(self, h: Tensor, target: Tensor) -> None:
+        for k, each in enumerate(self.ours):
+            each.backward(h[k : k + 1], target[k : k + 1])
+
+    def step(self) -> None:
+        for each in self.ours:
+            each.step()
+
+    def flat(self) -> Tensor:
+        return torch.cat([each.params for each in self.ours])
