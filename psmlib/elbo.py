@@ -69,7 +69,13 @@ def _log_density(rule: Quadrature, process: Process, t: float) -> Tensor:
 
 
 def fisher_information(toy: Mixture, process: Process, t: float, rule: Quadrature | None = None) -> tuple[float, float]:
-    """E|grad log p_t|^2 with its standard error."""
+    """E|grad log p_t|^2 with its standard error.
+
+    Example:
+        >>> from psmlib.process import VP
+        >>> round(fisher_information(Mixture(gaussians=[(1., [1.], 1.)]), VP(), .3)[0], 9)      # the variance stays 1
+        1.0
+    """
     rule = rule or Quadrature(toy)
     return estimate(average(rule, process, t, lambda x: rule.law(process).score(x, t).square().sum(1)))
 
@@ -115,6 +121,12 @@ def noise_kl_rate(toy: Mixture, process: Process, T: float, rule: Quadrature | N
     :math:`-\tfrac{1}{2s^2}(2 f M + g^2 D) + \tfrac{\dot s}{s}(M/s^2 - D)` with :math:`M = E|x_T|^2`.
 
     Shape: two floats, in nats per unit of time.
+
+    Example:
+        >>> from psmlib.process import VP
+        >>> unit = Mixture(gaussians=[(1., [1.], 1.)])                         # KL = exp(-B) / 2
+        >>> abs(noise_kl_rate(unit, VP(), .3)[0] / noise_kl(unit, VP(), .3)[0] + float(VP().beta(.3))) < 1e-9
+        True
     """
     rule, short = rule or Quadrature(toy), Shortened(process, T)
     law = rule.law(process)
@@ -148,7 +160,16 @@ def _eps(score: Score, x: Tensor, t: float) -> Tensor:
 def gap_slope(
     score: Score, toy: Mixture, process: Process, T: float, rule: Quadrature | None = None
 ) -> tuple[float, float]:
-    """Derivative of :func:`gap` in T, g^2/2 E|s - grad log p_T|^2, with its standard error."""
+    """Derivative of :func:`gap` in T, g^2/2 E|s - grad log p_T|^2, with its standard error.
+
+    Example:
+        >>> from psmlib.perturbed import Perturbed
+        >>> from psmlib.process import VP
+        >>> toy, vp = Mixture(gaussians=[(1., [1.], 1.)]), VP()
+        >>> off = Perturbed(toy.diffused(vp), lambda t: .1 * vp.sigma(t))       # its score is off by .1 everywhere
+        >>> abs(gap_slope(off, toy, vp, .5)[0] - .005 * float(vp.beta(.5))) < 1e-9
+        True
+    """
     rule, scale = rule or Quadrature(toy), 0.5 * float(process.diffusion2(T) / process.sigma(T) ** 2)
     return estimate(scale * _rates(rule.points(process, T), rule.law(process), score, T)[1])
 
@@ -283,11 +304,28 @@ def elbo(
 def gap(
     score: Score, toy: Mixture, process: Process, T: float, *, eps: float | None = None, rule: Quadrature | None = None
 ) -> tuple[float, float]:
-    """G: what the errors of a score on [eps, T] cost, in nats, with its standard error."""
+    """G: what the errors of a score on [eps, T] cost, in nats, with its standard error.
+
+    Example:
+        >>> from psmlib.perturbed import Perturbed
+        >>> from psmlib.process import VP
+        >>> toy, vp = Mixture(gaussians=[(1., [1.], 1.)]), VP()
+        >>> off = Perturbed(toy.diffused(vp), lambda t: .1 * vp.sigma(t))
+        >>> abs(gap(off, toy, vp, .5)[0] - .005 * float(vp.integral(.5))) < 1e-4
+        True
+    """
     bound = elbo(toy, process, T, score=score, eps=eps, rule=rule)
     return bound.G, bound.stderr["G"]
 
 
 def normaliser(process: Process, dim: int, T: float, *, eps: float | None = None) -> float:
-    """R: D log(sigma(T) / sigma(eps)), because g^2/sigma^2 + 2 f is the rate of log sigma^2."""
+    """R: D log(sigma(T) / sigma(eps)), because g^2/sigma^2 + 2 f is the rate of log sigma^2.
+
+    Example:
+        >>> from psmlib.process import VP
+        >>> vp = VP()
+        >>> whole, first, rest = (normaliser(vp, 3, T, eps=e) for T, e in ((.5, .1), (.3, .1), (.5, .3)))
+        >>> abs(whole - first - rest) < 1e-9
+        True
+    """
     return dim * float((process.sigma(T) / process.sigma(EPS * process.T if eps is None else eps)).log())

@@ -39,7 +39,12 @@ def signal_share(process: Process, T: float) -> float:
 
 
 def second_moment(toy: Mixture) -> float:
-    """E|x_0|^2."""
+    """E|x_0|^2.
+
+    Example:
+        >>> second_moment(Mixture(gaussians=[(1., [2., 0.], 1.5)]))
+        7.0
+    """
     return float(toy.cov.trace() + toy.mean.square().sum())
 
 
@@ -53,7 +58,14 @@ def _check(process: Process) -> bool:
 
 
 def lemma_constant(toy: Mixture, process: Process) -> float:
-    """C1 = KL[p_data || N(0, I)] of a process with a drift, C2 = E|x_0|^2 / 2 of one without."""
+    """C1 = KL[p_data || N(0, I)] of a process with a drift, C2 = E|x_0|^2 / 2 of one without.
+
+    Example:
+        >>> from psmlib.process import VE, VP
+        >>> unit = Mixture(gaussians=[(1., [1.], 1.)])
+        >>> round(lemma_constant(unit, VP()), 9), lemma_constant(unit, VE())
+        (0.5, 1.0)
+    """
     return noise_kl(toy, process, 0.0)[0] if _check(process) else 0.5 * second_moment(toy)
 
 
@@ -95,6 +107,12 @@ def convexity_bound(second: float, dim: int, process: Process, T: float) -> floa
         dim: D.
         process: Any.
         T: Where it is cut.
+
+    Example:
+        >>> from psmlib.process import VP
+        >>> unit = Mixture(gaussians=[(1., [1.], 1.)])
+        >>> convexity_bound(second_moment(unit), 1, VP(), .6) > noise_kl(unit, VP(), .6)[0]
+        True
     """
     share = float(process.sigma(T) / Shortened(process, T).prior_std) ** 2
     return 0.5 * (signal_share(process, T) * second + dim * (share - 1) - dim * math.log(share))

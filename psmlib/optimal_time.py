@@ -233,6 +233,13 @@ def ascend(
 
     Raises:
         ValueError: when start lies outside [shortest, process.T].
+
+    Example:
+        >>> from psmlib.process import VP
+        >>> toy, vp = Mixture(gaussians=[(1., [1.], 1.)]), VP()
+        >>> course = ascend(toy.diffused(vp), vp, toy, start=.3, updates=5, batch_size=200)
+        >>> len(course.times), course.T > .3                  # with the true score, more noise is better
+        (6, True)
     """
     shortest = 1e-3 * process.T if shortest is None else shortest
     if not 0 < shortest <= start <= process.T:
