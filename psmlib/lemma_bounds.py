@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from psmlib.data.toys import Mixture
-from psmlib.elbo import noise_kl, noise_kl_rate
 from psmlib.gaussian_path import Process
 from psmlib.law_averages import Quadrature
+from psmlib.noise_divergence import noise_kl, noise_kl_rate
 from psmlib.shortened import Shortened
 
 

@@ -18,10 +18,11 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from psmlib.data.toys import Mixture
-from psmlib.elbo import ELBO, elbo, elbo_curve, gap_slope, noise_kl_rate
+from psmlib.elbo import ELBO, elbo, elbo_curve, gap_slope
 from psmlib.gaussian_path import Process, as_time
 from psmlib.law_averages import Quadrature
 from psmlib.nets.bank import stream
+from psmlib.noise_divergence import noise_kl_rate
 from psmlib.score import Score
 from psmlib.shortened import Shortened
 

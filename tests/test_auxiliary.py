@@ -18,10 +18,11 @@ from psmlib.auxiliary import (
 )
 from psmlib.data.toys import Mixture
 from psmlib.diffused_ends import diffused_batches
-from psmlib.elbo import elbo_curve, noise_kl
+from psmlib.elbo import elbo_curve
 from psmlib.glow_training import fit_glow
 from psmlib.likelihood import log_likelihood
 from psmlib.nets.bank import stream
+from psmlib.noise_divergence import noise_kl
 from psmlib.process import EDM, VE, VP, SubVP
 from psmlib.shortened import Shortened
 

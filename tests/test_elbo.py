@@ -7,21 +7,12 @@ import pytest
 import torch
 
 from psmlib.data.toys import HG, TY, Mixture
-from psmlib.elbo import (
-    elbo,
-    elbo_curve,
-    fisher_information,
-    gap,
-    gap_slope,
-    mean_log_density,
-    noise_kl,
-    noise_kl_rate,
-    normaliser,
-)
+from psmlib.elbo import elbo, elbo_curve, gap, gap_slope, normaliser
 from psmlib.floors import nll_floor
 from psmlib.law_averages import Quadrature
 from psmlib.nets.bank import Bank
 from psmlib.nets.mlp import Plain
+from psmlib.noise_divergence import mean_log_density, noise_kl
 from psmlib.partition import Partition
 from psmlib.process import EDM, VE, VP, SubVP
 from psmlib.score import Score
@@ -129,25 +120,6 @@ def test_the_bound_does_not_depend_on_the_cut_off(p):
     # K and R are another matter
     assert found[1].R - found[0].R > 0.4 and found[2].K - found[1].K > 2
     assert abs(found[0].reconstruction) > 10 * abs(found[1].reconstruction) > 100 * abs(found[2].reconstruction) > 0
-
-
-@pytest.mark.parametrize("toy", [LINE, HG().centred()], ids=lambda toy: toy.name)
-@each
-def test_de_bruijn(p, toy):
-    t, h = 0.35, 1e-4
-    growth = -(mean_log_density(toy, p, t + h)[0] - mean_log_density(toy, p, t - h)[0]) / (2 * h)
-    J = fisher_information(toy, p, t)[0]
-    wanted = 0.5 * float(p.diffusion2(t)) * J + toy.dim * float(p.drift(t))
-    assert growth == pytest.approx(wanted, rel=1e-4, abs=1e-4)
-
-
-@pytest.mark.parametrize("toy", [LINE, HG().centred()], ids=lambda toy: toy.name)
-@each
-def test_rate_of_the_divergence(p, toy):
-    T, h = 0.4, 1e-4
-    slope = (noise_kl(toy, p, T + h)[0] - noise_kl(toy, p, T - h)[0]) / (2 * h)
-    assert noise_kl_rate(toy, p, T)[0] == pytest.approx(slope, rel=1e-4)
-    assert slope < 0
 
 
 def test_in_the_plane_within_standard_errors():

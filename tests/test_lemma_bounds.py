@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from psmlib.data.toys import HG, TY, Mixture
-from psmlib.elbo import noise_kl
 from psmlib.law_averages import Quadrature, average
 from psmlib.lemma_bounds import (
     convexity_bound,
@@ -18,6 +17,7 @@ from psmlib.lemma_bounds import (
     second_moment,
     signal_share,
 )
+from psmlib.noise_divergence import noise_kl
 from psmlib.optimal_time import Retimed
 from psmlib.process import EDM, VE, VP, SubVP
 
