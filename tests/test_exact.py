@@ -215,8 +215,8 @@ def test_pieces_make_no_difference(monkeypatch):
     whole = [law.log_prob(x, t), *law.jacobian(x, t, "velocity"), *law.posterior(x, 0.3)]
     monkeypatch.setattr(module, "_CHUNK", 3)  # eight points a piece
     pieces = [law.log_prob(x, t), *law.jacobian(x, t, "velocity"), *law.posterior(x, 0.3)]
-    for a, b in zip(whole, pieces, strict=True):
-        assert torch.equal(a, b)
+    for a, b in zip(whole, pieces, strict=True):  # products of other sizes may add up in another order
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
     assert law.score(x[:0], 0.5).shape == (0, 2)
 
 

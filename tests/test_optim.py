@@ -70,7 +70,8 @@ def test_soap_equals_adam_on_projections_with_the_momentum_kept_in_the_layers_ow
         V = Soap.beta2 * V + (1 - Soap.beta2) * (QL.T @ G @ QR) ** 2
         root = (V / (1 - Soap.beta2**i)).sqrt() + Soap.eps
         x = x - lr * QL @ (QL.T @ (M / (1 - Soap.beta1**i)) @ QR / root) @ QR.T
-        assert torch.allclose(params.view(a + 1, b), x, rtol=1e-9, atol=1e-11), i
+        # the first gradient has directions of no extent, where rounding over Adam's epsilon is taken for a step
+        assert torch.allclose(params.view(a + 1, b), x, rtol=1e-9, atol=1e-10), i
         if i % Soap.refresh == 0:
             order = torch.stack([q @ L @ q for q in QL.T]).argsort(descending=True)
             QL, V = torch.linalg.qr(L @ QL[:, order])[0], V[order]
