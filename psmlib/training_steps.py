@@ -138,7 +138,8 @@ class BankSteps:
         if self._addressed is not None:  # words and what is made of them on the way
             batches += 3 * 8 * 4 * (1 + -(-self._addressed.dim // 2)) + 8 * 8 * widths[-1]
             updates = self._addressed.at_once(networks, CHUNK)
-        return rows * (3 * sum(widths) * size + updates * batches)
+        copied = TOGETHER[self.engine].copied(widths) if self.together else 0
+        return networks * copied * size + rows * (3 * sum(widths) * size + updates * batches)
 
     def needed(self, networks: int, optimiser: str, workers: int) -> int:
         """Bytes at the peak of training so many networks: all but the networks themselves and the data.

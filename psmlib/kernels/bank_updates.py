@@ -103,6 +103,11 @@ class BankUpdates:
         self._runs: dict[int, tuple[Tensor, Tensor, Tensor, Captured]] = {}
         self._prepare()
 
+    @staticmethod
+    def copied(widths: Sequence[int]) -> int:
+        """Numbers that it keeps of each network beside its parameters and the work of a step."""
+        return 0
+
     def _prepare(self) -> None:
         """Room for one step."""
         self._work = self.network(self.widths, self.params.new_empty(len(self.params), self.batch, self.widths[0]))

@@ -98,19 +98,24 @@ class FusedUpdates(BankUpdates):
         self.precision = precision
         super().__init__(*args, **kwargs)
 
+    @staticmethod
+    def copied(widths: Sequence[int]) -> int:
+        A, W, C = blocks(widths)
+        return 2 * A * W + 2 * C * W
+
     def _prepare(self) -> None:
         if not fits(self.widths, self.params.dtype):
             raise ValueError(
                 f"the fused updates train networks of three hidden layers in float32, not {list(self.widths)} in "
                 f'{self.params.dtype}: use engine="products"'
             )
-        K, new, (A, W, C) = len(self.params), self.params.new_zeros, blocks(self.widths)
+        K, new = len(self.params), self.params.new_zeros
         pieces = -(-self.batch // ROWS)
         self._padded, spare = pieces * ROWS, max(TILE)  # the last tile reads beyond the last network
         self._wide_in, self._wide_out = sum(self.widths[:-1]) + 4, sum(self.widths[1:])
         self._inputs = new(K * self._wide_in + spare, self._padded)
         self._deltas = new(K * self._wide_out + spare, self._padded)
-        self._losses, self._copies = new(K, pieces), new(K, 2 * A * W + 2 * C * W)
+        self._losses, self._copies = new(K, pieces), new(K, self.copied(self.widths))
         self._tiles = tiles(self.widths).to(self.params.device)
         self._none = new(1)
         ones, at = self._inputs[: K * self._wide_in].view(K, self._wide_in, -1), -1
