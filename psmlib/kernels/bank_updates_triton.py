@@ -67,10 +67,16 @@ if triton is not None:
         in_a, in_c = ca < a, cc < c
 
         z = tl.zeros([ROWS, A], tl.float32) + tl.load(p + F * a + ca, mask=in_a, other=0.0)[None, :]
-        for f in tl.static_range(F):
-            x = tl.load(h + f, mask=real, other=0.0)
-            tl.store(inputs + f * padded, _rounded(x, PRECISION))
-            z += x[:, None] * tl.load(p + f * a + ca, mask=in_a, other=0.0)[None, :]
+        if F <= 8:
+            for f in tl.static_range(F):
+                x = tl.load(h + f, mask=real, other=0.0)
+                tl.store(inputs + f * padded, _rounded(x, PRECISION))
+                z += x[:, None] * tl.load(p + f * a + ca, mask=in_a, other=0.0)[None, :]
+        else:  # the same, not written out: a wide layer would fill the registers
+            for f in range(F):
+                x = tl.load(h + f, mask=real, other=0.0)
+                tl.store(inputs + f * padded, _rounded(x, PRECISION))
+                z += x[:, None] * tl.load(p + f * a + ca, mask=in_a, other=0.0)[None, :]
         h1 = _rounded(_elu(z), PRECISION)
         tl.store(inputs[:, None] + (h1_at + ca[None, :]) * padded, h1, mask=in_a[None, :])
 

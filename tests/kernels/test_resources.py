@@ -52,3 +52,11 @@ def test_a_broken_kernel_is_found():
 def test_no_argument_hides_a_variable_of_the_launcher(name):
     """Triton writes a launcher for each kernel whose own variables would replace arguments of these names."""
     assert not {"params", "specialization", "options"} & set(PROFILES[name].kernel.arg_names)
+
+
+def test_a_wide_first_layer_spills_no_more_than_a_narrow_one():
+    conditioned = dict(F=37, a=96, b=136, c=96, D=2, A=128, W=160, C=128)
+    chosen = PROFILES["sweep"]
+    how = dict(options=chosen.options, multiples=chosen.multiples)
+    made = compile_for(chosen.kernel, chosen.signature, {**chosen.constants, **conditioned}, **how)
+    assert made.stack <= 512 and made.programs >= 2
