@@ -165,17 +165,17 @@ def load(path: str | Path, process: Process, T: float) -> Auxiliary:
     return Auxiliary(law, process, T, found["shape"], found["name"], found["about"])
 
 
-class _Normal:
-    """N(0, std^2 I) in d dimensions."""
+class _Noise:
+    """The noise of a process cut at T, in d dimensions."""
 
     parameters = 0
 
-    def __init__(self, std: float, d: int):
-        self.std, self.d = std, d
+    def __init__(self, process: Process, T: float, d: int):
+        self.process, self.d = Shortened(process, T), d
+        self.std = self.process.prior_std
 
     def log_prob(self, x: Tensor) -> Tensor:
-        height = self.d * (0.5 * math.log(2 * math.pi) + math.log(self.std))
-        return -0.5 * (x / self.std).square().sum(1) - height
+        return self.process.prior_log_prob(x)
 
     def sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         return self.std * normal((n, self.d), generator)
@@ -209,10 +209,7 @@ def gaussian(process: Process, T: float, shape: Sequence[int]) -> Auxiliary:
         2.0
     """
     check_time(process, T)
-    # a path that still has all its signal at the end drowns it: its noise is that of the time where it stops
-    explodes = float(process.alpha(process.T)) == 1
-    std = float(process.sigma(T)) if explodes else process.prior_std
-    return Auxiliary(_Normal(std, math.prod(shape)), process, T, shape, "gaussian")
+    return Auxiliary(_Noise(process, T, math.prod(shape)), process, T, shape, "gaussian")
 
 
 def exact(mixture: Mixture, process: Process, T: float) -> Auxiliary:
