@@ -14,7 +14,7 @@ from torch import Tensor
 from psmlib.kernels.bank_mlp import layers
 from psmlib.kernels.bank_updates import BETA1, BETA2, EPS, BankUpdates
 from psmlib.kernels.bank_updates_triton import triton
-from psmlib.kernels.tf32 import rounded
+from psmlib.kernels.tf32 import rounded, tile_side
 
 if triton is not None:
     from psmlib.kernels.bank_updates_triton import sweep, update
@@ -46,17 +46,14 @@ def fits(widths: Sequence[int], dtype: torch.dtype) -> bool:
 
 
 def blocks(widths: Sequence[int]) -> tuple[int, int, int]:
-    """The hidden widths as `sweep` holds them: powers of two, and whole strips for the second.
-
-    At least 32: with 16, Triton 3.6 makes kernels of three tf32 products that read where there is nothing.
+    """The hidden widths as `sweep` holds them: sides of tiles, and whole strips for the second.
 
     Example:
         >>> blocks([4, 100, 150, 100, 2]), blocks([3, 17, 33, 9, 3])
         ((128, 160, 128), (32, 64, 32))
     """
     a, b, c = widths[1:4]
-    power = lambda n: max(32, 1 << (n - 1).bit_length())  # noqa: E731
-    return power(a), -(-b // STRIP) * STRIP, power(c)
+    return tile_side(a), -(-b // STRIP) * STRIP, tile_side(c)
 
 
 def tiles(widths: Sequence[int], shape: tuple[int, int] = TILE) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from psmlib.kernels.fused_updates import blocks as sides
 from psmlib.kernels.mlp_flow import COLUMNS, fits
+from psmlib.kernels.tf32 import tile_side
 
 try:
     import triton
@@ -47,13 +47,13 @@ def mlp_flow_triton(
         raise ImportError("the Triton flow needs triton: install it, or use mlp_flow_ref")
     if not fits(widths, x.dtype):
         raise ValueError(f"the Triton flow takes three hidden layers in float32, not {list(widths)} in {x.dtype}")
-    (F, a, b, c, _), (A, _, C) = widths, sides(widths)
+    F, a, b, c, _ = widths
     end, change = torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(len(x))
     if len(x):
         flow[(triton.cdiv(len(x), ROWS),)](
             params, params.stride(0), x.contiguous(), end, change, blocks.to(x.device, torch.int32),
-            table.to(x).contiguous(), len(x), len(table), F=F, a=a, b=b, c=c, A=A, C=C, STRIP=STRIP,
-            ROWS=ROWS, COLUMNS=COLUMNS, STAGES=4 if method == "rk4" else 1, PRECISION=precision, **FLOW,
+            table.to(x).contiguous(), len(x), len(table), F=F, a=a, b=b, c=c, A=tile_side(a), C=tile_side(c),
+            STRIP=STRIP, ROWS=ROWS, COLUMNS=COLUMNS, STAGES=4 if method == "rk4" else 1, PRECISION=precision, **FLOW,
         )  # fmt: skip
     return end, change
 

@@ -12,8 +12,10 @@ from psmlib.kernels import mlp_flow_triton as flow
 from psmlib.kernels import philox_triton as philox
 from psmlib.kernels import softmax_step_triton as softmax
 from psmlib.kernels.resources import Resources, compile_for
+from psmlib.kernels.tf32 import tile_side
 
-_PAPER = dict(F=4, a=100, b=150, c=100, A=128, C=128)
+_PAPER = dict(F=4, a=100, b=150, c=100, A=tile_side(100), C=tile_side(100))
+_WHOLE_STRIPS = fused.blocks((4, 100, 150, 100, 2))[1]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ if bank.triton is not None:
     PROFILES = {
         "sweep": Profile(
             bank.sweep, "flat h target copies inputs deltas losses", _ints("stride batch padded") | {"factor": "fp32"},
-            _PAPER | dict(D=2, W=160, STRIP=fused.STRIP, ROWS=fused.ROWS, PRECISION="tf32"), fused.SWEEP,
+            _PAPER | dict(D=2, W=_WHOLE_STRIPS, STRIP=fused.STRIP, ROWS=fused.ROWS, PRECISION="tf32"), fused.SWEEP,
             "training: forward and back through one tile of rows", ("batch", "padded"),
         ),
         "update": Profile(

@@ -15,6 +15,18 @@ from psmlib.kernels.bank_mlp import BankMLP
 from psmlib.kernels.bank_updates import BankUpdates
 
 
+def tile_side(n: int) -> int:
+    """The side of a tile of n rows or columns in a kernel: a power of two, 32 or more.
+
+    With sides of 16 Triton 3.6 makes kernels of three tf32 products that read where there is nothing.
+
+    Example:
+        >>> tile_side(100), tile_side(9)
+        (128, 32)
+    """
+    return max(32, 1 << (n - 1).bit_length())
+
+
 def rounded(x: Tensor) -> Tensor:
     """float32 rounded to the nearest number of 10 mantissa bits, ties away from zero.
 
