@@ -19,9 +19,7 @@ from psmlib.gaussian_path import Process
 from psmlib.nets.bank import stream
 from psmlib.nets.glow import Glow
 from psmlib.optim import SCHEDULES
-
-CHUNK = 50
-"""Updates between two reports."""
+from psmlib.training_steps import CHUNK
 
 
 @dataclass
