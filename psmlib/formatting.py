@@ -49,6 +49,20 @@ def fmt(value, stderr=None, digits: int = 3) -> str:
     return f"{_fixed(value, decimals)} ± {_fixed(stderr, decimals)}"
 
 
+def plus_minus(pair: tuple[float, float], *, sign: bool = False) -> str:
+    """A figure and its standard error to three decimals each, for columns that are read against one another.
+
+    Args:
+        pair: The two.
+        sign: Whether a figure above 0 is given its sign.
+
+    Example:
+        >>> plus_minus((0.25, 0.0104)), plus_minus((0.25, 0.0104), sign=True), plus_minus((-1., 0.))
+        ('0.250 ± 0.010', '+0.250 ± 0.010', '−1.000 ± 0.000')
+    """
+    return f"{pair[0]:{'+' if sign else ''}.3f} ± {pair[1]:.3f}".replace("-", "−")
+
+
 def _bare(value: float, digits: int) -> str:
     if value == round(value):
         return _fixed(value, 0)

@@ -254,3 +254,19 @@ def difference(a: Tensor, b: Tensor) -> tuple[float, float]:
     if len(gap) > 1:
         variance += float(gap.mean(1).var()) / len(gap)
     return float(gap.mean()), math.sqrt(variance)
+
+
+def average(bits: Tensor) -> tuple[float, float]:
+    """Mean of bits with its standard error over images and seeds, as of a :func:`difference` from nothing.
+
+    Args:
+        bits: Of one method. Shape: (seeds, n), or (1, n).
+
+    Raises:
+        ValueError: when there are not two images or more for each seed.
+
+    Example:
+        >>> average(torch.tensor([[1., 2., 3.]]))[0]
+        2.0
+    """
+    return difference(bits, torch.zeros_like(bits))

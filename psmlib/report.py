@@ -14,13 +14,13 @@ import pandas as pd
 from psmlib import paths
 from psmlib.cells import as_printed, cells_of, joined_frame, what_ran, why_missing
 from psmlib.files import write_atomic
-from psmlib.formatting import NOTHING, fmt, markdown_table
+from psmlib.formatting import NOTHING, fmt, markdown_table, plus_minus
 from psmlib.paper_values import paper_value, paper_values
 
-# fmt and paper_value too, so that a chapter that imports report has all that its sentences need
+# fmt, plus_minus and paper_value too, so that a chapter that imports report has all that its sentences need
 __all__ = [
-    "VERDICTS", "compare", "fmt", "glue", "paper_value", "sentence", "side_by_side", "table", "verdict_less",
-    "verdicts",
+    "VERDICTS", "compare", "fmt", "glue", "paper_value", "plus_minus", "sentence", "side_by_side", "table",
+    "verdict_less", "verdicts",
 ]  # fmt: skip
 
 VERDICTS = ("holds", "does not hold", "not testable here", "undecided")

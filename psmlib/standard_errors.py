@@ -1,4 +1,4 @@
-"""Figures that are not plain averages, with their standard errors."""
+"""Figures with their standard errors, plain averages and others."""
 
 from __future__ import annotations
 
@@ -6,15 +6,26 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from scipy import stats
 from torch import Tensor
+
+
+def mean(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean of independent figures, such as those of seeds, with its standard error; of a single one there is none.
+
+    Example:
+        >>> mean([1., 3.]), mean([2.])
+        ((2.0, 1.0), (2.0, None))
+    """
+    each = torch.as_tensor(values, dtype=torch.float64)
+    return float(each.mean()), float(each.std() / len(each) ** 0.5) if len(each) > 1 else None
 
 
 def rms(values: Tensor) -> tuple[float, float]:
     """Root mean square of independent points per axis, with its standard error. Shape: (n, d) -> two numbers.
 
     Example:
-        >>> import torch
         >>> rms(torch.tensor([[3., 4.], [4., 3.]]))
         (3.5355339059327378, 0.0)
     """
