@@ -48,7 +48,7 @@ test: env
 	@PSMLIB_OUTPUT='$(CURDIR)/build/test' PSMLIB_BATCH=1 PSMLIB_WORKERS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout 120 --durations 8 \
-	  tests/test_book.py notebooks tests psmlib $(ARGS)
+	  tests/book/test_build.py notebooks tests psmlib $(ARGS)
 
 lab: env
 	@$(BIN)/jupyter lab notebooks $(ARGS)

@@ -11,14 +11,14 @@ import pytest
 
 _made = "" if os.environ.get("PSMLIB_OUTPUT") else tempfile.mkdtemp(prefix="psmlib-test-")
 if _made:
-    os.environ["PSMLIB_OUTPUT"] = _made  # before psmlib.paths is imported; workers and kernels inherit it
+    os.environ["PSMLIB_OUTPUT"] = _made  # before psmlib.machine.paths is imported; workers and kernels inherit it
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist already uses every core
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Copy the book's sources and the kept results, once."""
     if not hasattr(config, "workerinput"):
-        from psmlib.book import prepare
+        from psmlib.book.build import prepare
 
         prepare()
 

@@ -8,36 +8,16 @@ time. Ratios are taken within one run, turn by turn; figures of different machin
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import os
-import platform
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from time import perf_counter
 
 import torch
 
-from psmlib import paths
-from psmlib.benchmarks import (
-    bank,
-    clustering,
-    draws,
-    likelihood,
-    optimal_denoiser,
-    peaks,
-    steps,
-    training,
-    unets,
-)
+from psmlib.benchmarks import bank, clustering, draws, likelihood, optimal_denoiser, peaks, steps, training, unets
+from psmlib.benchmarks.records import append, check, path_of, record, stamp
 from psmlib.benchmarks.timing import Row, number, one_thread
-from psmlib.files import write_atomic
-from psmlib.provenance import device_name, git_state
 
 BENCHMARKS = {
     "device": peaks,
@@ -51,87 +31,6 @@ BENCHMARKS = {
     "clustering": clustering,
 }
 SCALE_NAMES = ("smoke", "quick", "full")
-STAMP = ("date", "commit", "dirty", "device", "threads", "python", "torch", "numpy", "scale")
-COLUMNS = (
-    *STAMP, "name", "case", "method", "measure", "unit", "runs", "warm_up_seconds",
-    "q20", "q50", "q80", "ratio_q20", "ratio_q50", "ratio_q80", "note",
-)  # fmt: skip
-
-
-def stamp(scale: str, device: str = "cpu") -> dict[str, str]:
-    """The circumstances of a run on a device, as they stand in each of its rows.
-
-    Example:
-        >>> tuple(stamp("smoke")) == STAMP
-        True
-    """
-    state = git_state()
-    dirty = {True: "yes", False: "no"}.get(state["dirty"], "unknown")
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    machine = (device_name(device), str(torch.get_num_threads()), platform.python_version())
-    versions = (version("torch"), version("numpy"))
-    return dict(zip(STAMP, (now, state["commit"], dirty, *machine, *versions, scale), strict=True))
-
-
-def record(name: str, row: Row, about: dict[str, str]) -> dict[str, str]:
-    """A row as the file holds it: text under every column."""
-    text = {key: getattr(row, key) for key in ("case", "method", "measure", "unit", "note")}
-    levels = ("q20", "q50", "q80")
-    values = {key: number(value, 6) for key, value in zip(levels, row.values, strict=True)}
-    ratios = {f"ratio_{key}": number(ratio, 4) for key, ratio in zip(levels, row.ratios, strict=True)}
-    counts = {"runs": str(row.runs), "warm_up_seconds": number(row.warm_up)}
-    return {**about, "name": name, **text, **counts, **values, **ratios}
-
-
-def path_of(name: str) -> Path:
-    """The file of a benchmark."""
-    return Path(paths.BENCH) / f"{name}.csv"
-
-
-def check(path: Path) -> str:
-    """The text that the file holds, or the header it will start with.
-
-    Raises:
-        ValueError: when the file has other columns than we write.
-    """
-    header = ",".join(COLUMNS) + "\n"
-    if not path.exists():
-        return header
-    text = path.read_text(encoding="utf-8")
-    if text.split("\n", 1)[0] != header.strip():
-        raise ValueError(
-            f"{path.name} has other columns than this version writes: move it aside, and a new one is begun"
-        )
-    return text if text.endswith("\n") else text + "\n"
-
-
-def append(path: Path, records: Iterable[dict[str, str]]) -> Path:
-    """Adds rows to the end of a file in one step, with the header first if it is new.
-
-    Raises:
-        ValueError: when the file has other columns than we write.
-    """
-    lines = io.StringIO()
-    csv.DictWriter(lines, COLUMNS, lineterminator="\n").writerows(records)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(path.parent):
-        return write_atomic(path, check(path) + lines.getvalue())
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keeps other runs from adding to the folder's files meanwhile: a row must not be lost between two writers."""
-    try:
-        import fcntl
-    except ImportError:  # not on this system; two runs at once would spoil each other's timings anyway
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 _TABLE = "  {:<22} {:<38} {:<29} {:<21} {}"

@@ -10,14 +10,14 @@ reconstruction term, as the paper does: the number is :math:`\log p_{t_0}(x_0)`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from psmlib import bank_flow
-from psmlib.gaussian_path import Process, end_law
 from psmlib.partition import Partition
+from psmlib.process import Process
 from psmlib.sampling import grids
 from psmlib.score import Score
 from psmlib.solvers import METHODS, adaptive, fixed
@@ -153,8 +153,8 @@ def log_likelihood(
         return field
 
     times = time_grid(score, process, t0, t1, steps, grid)
-    if bank_flow.serves(score, x, method, divergence):
-        y, change, counter[0] = bank_flow.solve(score, x, times, method)
+    if solved := score.whole_solve(x, times, method, divergence):
+        y, change, counter[0] = solved
     elif divergence == "logdet":
         y, change = _euler_logdet(fields, x, times)
     elif method == "adaptive":
@@ -196,3 +196,31 @@ def _check(t0: float, t1: float, steps: int, method: str, divergence: str) -> No
         raise ValueError(
             f'divergence="logdet" is the volume change of an Euler step: use method="euler", not {method!r}'
         )
+
+
+def end_law(prior, process: Process, T: float) -> Callable[[Tensor], Tensor]:
+    """The log density of what stands for the law of x_T.
+
+    Args:
+        prior: None for the process's own prior, a function (n, *shape) -> (n,), or an object with ``log_prob``; one
+            with ``check``, as :class:`psmlib.diffusion_time.auxiliary.Auxiliary` has, is asked
+            whether it is of this time and process.
+        process: The Gaussian path.
+        T: Where it is stopped.
+
+    Raises:
+        ValueError: when the object was fitted to another time or process.
+
+    Example:
+        >>> from psmlib.diffusion_time.auxiliary import gaussian
+        >>> from psmlib.process.families import VP
+        >>> end_law(gaussian(VP(), .3, (2,)), VP(), .2)
+        Traceback (most recent call last):
+        ...
+        ValueError: this gaussian models x_T at T = 0.3 of VP(...), not at T = 0.2 of VP(...): fit one there
+    """
+    if prior is None:
+        return process.prior_log_prob
+    if hasattr(prior, "check"):
+        prior.check(process, T)
+    return prior.log_prob if hasattr(prior, "log_prob") else prior

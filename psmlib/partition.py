@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from psmlib.gaussian_path import Process
+from psmlib.process import Process
 
 
 class Partition:
@@ -131,3 +131,37 @@ SA = Partition([0, 1])
 TPSM_A = Partition([0, 0.1, 1])
 TPSM_B = Partition([0, 0.02, 0.1, 0.3, 1])
 """The blocks of the paper's Table 1; TPSM-C is ``Partition.equal(200)``."""
+
+
+def blocks_up_to(partition: Partition, T: float) -> int:
+    """How many blocks end at or before T, an edge."""
+    if not 0 < T <= partition.T * (1 + 1e-12):
+        raise ValueError(f"T = {T:g} lies outside (0, {partition.T:g}], which {partition!r} covers: cut within it")
+    near = [k for k, edge in enumerate(partition.edges) if abs(edge - T) <= 1e-12 * T]
+    if not near:
+        left = [e for e in partition.edges[1:] if e < T][-1:]
+        right = next(e for e in partition.edges if e > T)
+        choice = " or ".join(f"{e:g}" for e in [*left, right])
+        raise ValueError(f"T = {T:g} is no edge of {partition!r}: cut it at {choice}")
+    return near[0]
+
+
+def cut(partition: Partition, T: float) -> Partition:
+    """The blocks up to T; those beyond are dropped.
+
+    Args:
+        partition: Blocks or points.
+        T: One of its edges.
+
+    Raises:
+        ValueError: when T is no edge; a network cannot be cut in two.
+
+    Example:
+        >>> cut(Partition([0, .02, .1, .3, 1]), .3)
+        Partition(3 blocks: 0, 0.02, 0.1, 0.3)
+        >>> cut(Partition([0, .1, 1]), .3)
+        Traceback (most recent call last):
+        ...
+        ValueError: T = 0.3 is no edge of Partition(2 blocks: 0, 0.1, 1): cut it at 0.1 or 1
+    """
+    return Partition(partition.edges[: blocks_up_to(partition, T) + 1], discrete=partition.discrete)

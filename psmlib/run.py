@@ -15,10 +15,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from psmlib import paths
-from psmlib.batch import OutOfTime, run_within
-from psmlib.notebooks import Outcome, Record, execute, staleness_key, toc_notebooks
-from psmlib.parameters import PROFILES, ParameterError, resolve
+from psmlib.book.notebooks import Outcome, OutOfTime, Record, execute, run_within, staleness_key, toc_notebooks
+from psmlib.book.parameters import PROFILES, ParameterError, resolve
+from psmlib.machine import paths
 
 
 class Progress:
@@ -136,7 +135,7 @@ def check_parameters(options: argparse.Namespace) -> int:
 
 def pages(options: argparse.Namespace) -> int:
     """Write the generated pages only."""
-    from psmlib.pages import write
+    from psmlib.book.pages import write
 
     print("\n".join(f"wrote {_shown(paths.GENERATED / name)}" for name in write()))
     return 0
@@ -144,8 +143,8 @@ def pages(options: argparse.Namespace) -> int:
 
 def book(options: argparse.Namespace) -> int:
     """Run every notebook of the book and build it; a failed notebook stops the build, not the others."""
-    from psmlib.book import build, missing, prepare
-    from psmlib.pages import write
+    from psmlib.book.build import build, missing, prepare
+    from psmlib.book.pages import write
 
     given = with_device(options.profile, options.p)
     names = toc_notebooks()

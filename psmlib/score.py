@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from psmlib.gaussian_path import Process, as_time, expand
+from psmlib.process import Process, as_time, expand
 
 # torch's own forward mode calls its deprecated torch.jit.script when it is first used; a reader can do nothing about it
 warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is deprecated", category=FutureWarning)
@@ -83,6 +83,20 @@ class Score:
 
     def _read(self, x: Tensor, t: float | Tensor, kind: str) -> Tensor:
         return self.process.convert(x, self.clock(t), self.predict(x, t), self.native, kind)
+
+    def whole_solve(self, x: Tensor, times: Tensor, method: str, divergence: str) -> tuple[Tensor, Tensor, int] | None:
+        """A probability-flow solve in one piece, where a Score has a kernel for it; None where it has not.
+
+        Args:
+            x: Points. Shape: (n, *shape).
+            times: The grid. Shape: (steps + 1,).
+            method: Of :mod:`psmlib.solvers`.
+            divergence: As of :func:`psmlib.likelihood.log_likelihood`.
+
+        Returns:
+            Where the points end, (n, *shape), the integrated divergence, (n,), and the evaluations; or None.
+        """
+        return None
 
     def eps(self, x: Tensor, t: float | Tensor) -> Tensor:
         """Expected noise E[eps | x_t = x]. Shape: (n, *shape)."""

@@ -23,7 +23,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from psmlib.gaussian_path import Process, as_time, expand
+from psmlib.process import Process, as_time, expand
 from psmlib.score import Score
 
 FORMS = ("paper", "corrected")

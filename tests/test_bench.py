@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from psmlib import bench, paths
+from psmlib import bench
 from psmlib.benchmarks import likelihood, steps
 from psmlib.benchmarks.timing import Row
+from psmlib.machine import paths
 
 ROW = Row("TY, a case", "psmlib", "rate", "1/s", 5, (90.0, 100.0, 110.0), (1.9, 2.0, 2.1), 0.5, 'a "note", with commas')
 

@@ -145,7 +145,7 @@ def test_the_default_prior_misses_the_law_of_the_end_and_nothing_else():
 
 
 def test_the_hash_sign_reports_its_floor():
-    from psmlib.floors import nll_floor
+    from psmlib.exact.floors import nll_floor
 
     x, law = data(HG(), 400), HG().diffused(PSM)
     got = log_likelihood(law, PSM, x, t0=0.01, steps=60, grid="warped")

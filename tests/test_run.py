@@ -10,9 +10,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from psmlib import paths
-from psmlib.notebooks import Record, metadata, staleness_key, toc_pages
-from psmlib.parameters import ParameterError, check, convert, declared, resolve
+from psmlib.book.notebooks import Record, metadata, staleness_key, toc_pages
+from psmlib.book.parameters import ParameterError, check, convert, declared, resolve
+from psmlib.machine import paths
 from psmlib.run import with_device
 
 PARAMETERS = 'profile = "smoke"\ndataset = "all"\nseeds = 0\nrate = 0.1\nema = False\ndevice = "cpu"'

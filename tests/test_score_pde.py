@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from psmlib.bank.mlp_bank import Bank
 from psmlib.data.toys import HG, TY, Mixture
-from psmlib.empirical import DiffusedData
-from psmlib.evaluation import diffused_points
-from psmlib.nets.bank import Bank
+from psmlib.evaluation.toys import diffused_points
+from psmlib.exact.finite_set import DiffusedData
 from psmlib.nets.mlp import Conditioned, Plain
 from psmlib.partition import SA, Partition
 from psmlib.process import EDM, RVE, VE, VP, OTFlow, SubVP

@@ -20,21 +20,11 @@ from dataclasses import dataclass
 
 import torch
 
+from psmlib.bank.mlp_bank import Bank
 from psmlib.benchmarks import peaks
-from psmlib.benchmarks.bank_contestants import (
-    LR,
-    STAGES,
-    Contestant,
-    Fused,
-    Loop,
-    OneByOne,
-    Ours,
-    Products,
-    Vmap,
-)
+from psmlib.benchmarks.bank_contestants import LR, STAGES, Contestant, Fused, Loop, OneByOne, Ours, Products, Vmap
 from psmlib.benchmarks.timing import Row, clock_of, interleave, quantiles, rows, work_space
 from psmlib.kernels import fused_updates
-from psmlib.nets.bank import Bank
 from psmlib.nets.mlp import Plain
 
 

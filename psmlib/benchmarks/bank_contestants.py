@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from psmlib.bank.mlp_bank import Bank
 from psmlib.benchmarks.plain import sequential
 from psmlib.kernels.bank_mlp import BankMLP, bank_mlp_ref
 from psmlib.kernels.bank_updates import BankUpdates, adam_rates
 from psmlib.kernels.fused_updates import FusedUpdates
-from psmlib.nets.bank import Bank
 
 LR = 1e-3
 STAGES = ("forward", "forward and backward", "step")

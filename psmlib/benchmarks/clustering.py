@@ -18,10 +18,9 @@ from torch import Tensor
 from psmlib.benchmarks.timing import Row, interleave, quantiles, rows
 from psmlib.clustering import split
 from psmlib.data.images import load
-from psmlib.empirical import DiffusedData
-from psmlib.gaussian_path import Process, as_time
-from psmlib.memory import HeldBytes
-from psmlib.process import VP
+from psmlib.exact.finite_set import DiffusedData
+from psmlib.machine.memory import HeldBytes
+from psmlib.process import VP, Process, as_time
 from psmlib.score import Score
 
 TOLERANCE = 2e-3

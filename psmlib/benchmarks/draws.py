@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 import torch
 
+from psmlib.bank.mlp_bank import Bank
 from psmlib.benchmarks.timing import Row, clock_of, interleave, rows
 from psmlib.data.toys import load_toy
 from psmlib.kernels.philox import words
-from psmlib.nets.bank import Bank
 from psmlib.nets.mlp import Plain
-from psmlib.objectives import Denoising
 from psmlib.partition import Partition
 from psmlib.process import VP
-from psmlib.training_steps import CHUNK, BankSteps
+from psmlib.training.mlp_steps import CHUNK, BankSteps
+from psmlib.training.objectives import Denoising
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def run(settings: Settings) -> Iterator[Row]:
     calls["words alone"] = lambda i: words(keys, i * CHUNK, CHUNK, B, 2)
     taken = interleave(calls, settings.rounds, clock=clock_of(device))
     notes = {
-        "torch": "psmlib.batches, a torch.Generator for each network",
-        "addressed": "psmlib.addressed_batches, Philox-4x32-10",
+        "torch": "psmlib.training.batches, a torch.Generator for each network",
+        "addressed": "psmlib.training.counter_batches, Philox-4x32-10",
         "words alone": "psmlib.kernels.philox, the eight words of a row",
     }
     case = f"{K} networks, batch {B}, {CHUNK} updates of TY, {device}"

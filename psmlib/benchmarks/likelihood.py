@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from psmlib.bank.mlp_bank import Bank
 from psmlib.benchmarks import peaks
 from psmlib.benchmarks.plain import sequential
 from psmlib.benchmarks.timing import Row, clock_of, interleave, quantiles, rows
 from psmlib.data.toys import load_toy
 from psmlib.likelihood import log_likelihood
-from psmlib.nets.bank import Bank
 from psmlib.nets.mlp import Plain
 from psmlib.partition import SA
 from psmlib.process import VP

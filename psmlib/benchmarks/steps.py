@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from psmlib.bank.mlp_bank import Bank
 from psmlib.benchmarks.timing import Row
 from psmlib.data.toys import Mixture, load_toy
 from psmlib.likelihood import Likelihood, log_likelihood
-from psmlib.nets.bank import Bank
 from psmlib.nets.mlp import Conditioned
 from psmlib.partition import TPSM_B
 from psmlib.process import VP

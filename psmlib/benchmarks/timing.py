@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from psmlib.memory import HeldBytes
+from psmlib.machine.memory import HeldBytes
 
 LEVELS = (0.2, 0.5, 0.8)
 

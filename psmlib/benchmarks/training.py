@@ -6,7 +6,7 @@ b(t) = 10t, float32. Three contestants, so that a reader sees where the time goe
 * plain loop: `nn.Sequential`, autograd, `torch.optim.Adam`; at every step the whole pool of data is drawn anew in
   numpy component by component (27,050 points for TY, 9 x 512 for HG), permuted, and 512 of it kept;
 * direct sampling: the same loop, but 512 points are drawn from the mixture itself;
-* psmlib: `psmlib.training.fit`, where the gradient is written out by hand too.
+* psmlib: `psmlib.training.loop.fit`, where the gradient is written out by hand too.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from psmlib.bank.mlp_bank import Bank
 from psmlib.benchmarks.plain import sequential
 from psmlib.benchmarks.timing import Row, interleave, rows
 from psmlib.data.toys import Mixture, load_toy
-from psmlib.nets.bank import Bank
 from psmlib.nets.mlp import Plain
 from psmlib.partition import SA
 from psmlib.process import VP
@@ -149,7 +149,7 @@ def run(settings: Settings) -> Iterator[Row]:
         notes = {
             "plain loop": f"redraws {POOLS[name]:,} points in numpy at every step, as the released scripts do",
             "direct sampling": f"the same loop, with {BATCH} points drawn from the mixture itself",
-            "psmlib": "psmlib.training.fit, workers=1",
+            "psmlib": "psmlib.training.loop.fit, workers=1",
         }
         case = f"{name}, SA-DPM, batch {BATCH}, {settings.updates} updates a turn"
         yield from rows(case, times, "plain loop", notes, work=settings.updates, measure="updates a second and network")

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from psmlib.graphs import Captured
-from psmlib.image_steps import Desk
+from psmlib.bank.image_bank import ImageBank
+from psmlib.benchmarks.grouped import Grouped
 from psmlib.kernels.bank_updates import adam_rates, adam_step
-from psmlib.nets.grouped import Grouped
-from psmlib.nets.image_bank import ImageBank
-from psmlib.optim import Adam
+from psmlib.machine.cuda_graph import Captured
 from psmlib.process import VP
+from psmlib.training.image_steps import Desk
+from psmlib.training.optim import Adam
 
 LR = 1e-4
 PROCESS = VP(0.0, 10.0)
@@ -39,7 +39,7 @@ class OneByOne:
         False
     """
 
-    note = "one network after another, as psmlib.training.fit runs them on a CPU"
+    note = "one network after another, as psmlib.training.loop.fit runs them on a CPU"
     modes = MODES
 
     def __init__(self, bank: ImageBank, x: Tensor, target: Tensor, t: Tensor):
@@ -83,7 +83,7 @@ class OneByOne:
 class Side:
     """The networks side by side, as groups of one network; arguments as of :class:`OneByOne`."""
 
-    note = "K groups of one wide network's convolutions, psmlib.nets.grouped"
+    note = "K groups of one wide network's convolutions, psmlib.benchmarks.grouped"
     modes = MODES
 
     def __init__(self, bank: ImageBank, x: Tensor, target: Tensor, t: Tensor):
@@ -201,7 +201,7 @@ class Graphs(OneByOne):
 class AtDesk(OneByOne):
     """Networks in turn at one recorded step; arguments as of :class:`OneByOne`."""
 
-    note = "one CUDA graph to which the networks come in turn, psmlib.image_steps.Desk"
+    note = "one CUDA graph to which the networks come in turn, psmlib.training.image_steps.Desk"
     modes = MODES[-1:]
 
     def __init__(self, bank: ImageBank, x: Tensor, target: Tensor, t: Tensor):

@@ -5,7 +5,7 @@ beforehand. The contestants:
 
 * one by one: the library's loop on a CPU, some updates of one network and then of the next;
 * vmap: `torch.func.vmap` of one network over stacked parameters;
-* grouped: :class:`psmlib.nets.grouped.Grouped`, the K networks as groups of one network's convolutions;
+* grouped: :class:`psmlib.benchmarks.grouped.Grouped`, the K networks as groups of one network's convolutions;
 * graphs: one CUDA graph a network, replayed on several streams; on a CUDA device alone;
 * desk: one CUDA graph to which the networks come in turn, the library's way there; whole steps on a CUDA device alone.
 
@@ -19,11 +19,11 @@ from dataclasses import dataclass
 
 import torch
 
+from psmlib.bank.image_bank import ImageBank
 from psmlib.benchmarks.timing import Row, Times, clock_of, interleave, quantiles, rows, speed_up, work_space
 from psmlib.benchmarks.unet_contestants import MODES, AtDesk, Graphs, OneByOne, Side, Vmap
-from psmlib.memory import check_memory
+from psmlib.machine.memory import check_memory
 from psmlib.nets import ronneberger, unet
-from psmlib.nets.image_bank import ImageBank
 from psmlib.nets.image_module import ImageModule
 from psmlib.nets.ronneberger import Ronneberger
 from psmlib.nets.unet import UNet

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from psmlib import paths
+from psmlib.machine import paths
 
 
 @lru_cache(maxsize=1)

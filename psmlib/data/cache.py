@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from psmlib import paths
-from psmlib.memory import check_memory
+from psmlib.machine import paths
+from psmlib.machine.memory import check_memory
 
 
 def folder() -> Path:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from psmlib.data.dequantisation import add_noise
+from psmlib.exact.dequantised import DequantisedData
+from psmlib.process import Process
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,3 +47,23 @@ class Draws:
             x = torch.where(coin[:, None, None, None], x.flip(-1), x)
         x = add_noise(x, generator, self.shift.dtype).mul_(self.factor).add_(self.shift.to(device))
         return x.flatten(1) if self.flat else x
+
+    @property
+    def levels(self) -> Tensor:
+        """The images that draws are made from, mirror images included. Shape: (N, C, H, W), whole levels."""
+        return torch.cat([self.pool, self.pool.flip(-1)]) if self.mirrored else self.pool
+
+    def middles(self) -> Tensor:
+        """The points about which dequantisation noise is: data for DiffusedData. Shape: (N, C, H, W), or (N, D).
+
+        Example:
+            >>> from psmlib.data.images import load
+            >>> float(load("digits").draws().middles().min())                       # of level 0 of 17
+            0.029411764705882353
+        """
+        points = (self.levels.to(self.shift.dtype) + 0.5) * self.factor + self.shift
+        return points.flatten(1) if self.flat else points
+
+    def diffused(self, process: Process) -> DequantisedData:
+        """The exact law of what is drawn, at every time of a process."""
+        return DequantisedData(self.levels, self.factor, self.shift, process, flat=self.flat)

@@ -26,7 +26,7 @@ import numpy as np
 
 from psmlib.data import archives
 from psmlib.data.cache import mapped
-from psmlib.progress import bar
+from psmlib.machine.progress import bar
 
 Arrays = dict[str, np.ndarray]
 

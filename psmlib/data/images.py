@@ -143,7 +143,7 @@ class Images:
         self, split: str = "train", *, scale: str = "unit", centred: bool = False, flat: bool = False,
         device: str | torch.device = "cpu", dtype: torch.dtype = torch.float64,
     ) -> Draws:  # fmt: skip
-        """Images to train on, drawn at random with fresh noise; what :func:`psmlib.training.fit` takes as data.
+        """Images to train on, drawn at random with fresh noise; what :func:`psmlib.training.loop.fit` takes as data.
 
         Args:
             split: "train", "official_train", "validation" or "test". Only the training images are ever mirrored.

@@ -4,7 +4,7 @@ r"""Adam updates of a whole bank: gradient and step of K networks, for a stretch
 :math:`6KB(Fa+ab+bc+cd)` operations: forward, deltas and weight gradients, 2 each. For K = 200, B = 512 and the paper's
 4-100-150-100-2 that is 19 Gflop. Parameters and Adam's moments are read and written once, 7 x 25 MB. In single steps,
 activations and deltas go through memory about four times each, 1.1 GB; fused they are written once and read once,
-0.6 GB. So the fused kernels are two (:mod:`psmlib.kernels.bank_updates_triton`): one carries a tile of rows forward and
+0.6 GB. So the fused kernels are two (:mod:`psmlib.kernels.fused_updates`): one carries a tile of rows forward and
 back through all layers on the chip and leaves activations and deltas, the other makes a tile of a weight gradient of
 them and takes Adam's step with it at once, so that no gradient is ever written. It also renews the copies that the
 first one reads of the hidden matrices, laid out and rounded for tensor cores, another 50 MB.
@@ -19,11 +19,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from psmlib.graphs import Captured
 from psmlib.kernels.bank_mlp import BankMLP
+from psmlib.machine.cuda_graph import Captured
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
-"""Adam's constants, those of :class:`psmlib.optim.Adam`."""
+"""Adam's constants, those of :class:`psmlib.training.optim.Adam`."""
 
 
 def adam_rates(rate: Callable[[int], float], done: int, n: int) -> Tensor:

@@ -19,8 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from psmlib.kernels.denoiser_inputs import check_shapes, read
-from psmlib.kernels.online_posterior import OnlinePosterior, nearest_first
+from psmlib.kernels.online_posterior import OnlinePosterior, check_shapes, nearest_first, read
 
 
 def _without_gradients(f):

@@ -7,16 +7,17 @@ network k draws the same numbers alone, in a bank, in a shard of it or after a r
 
 from __future__ import annotations
 
-import logging
-from functools import cache
-
 import torch
 from torch import Tensor
+
+from psmlib.kernels.dispatch import choose, jit, tl, triton
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 _LOW = 0xFFFFFFFF
+ROWS = 512
+"""Of a batch in one program of the Triton kernel."""
 
 
 def _halves(a: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
@@ -60,21 +61,6 @@ def words_ref(keys: Tensor, first: int, updates: int, rows: int, lanes: int) -> 
     return torch.stack([word.expand(lanes, len(keys), updates, rows) for word in out], 1).flatten(0, 1)
 
 
-@cache
-def _choose(device: str):
-    """The generator for a device, said once."""
-    chosen, said = words_ref, "torch operations"
-    if device == "cuda":
-        from psmlib.kernels import philox_triton as module  # here, so that nobody else waits for Triton
-
-        if module.triton is None:
-            said = "torch operations, because Triton is not installed"
-        else:
-            chosen, said = module.words_triton, "a Triton kernel"
-    logging.getLogger("psmlib").info("Philox on %s: %s", device, said)
-    return chosen
-
-
 def words(keys: Tensor, first: int, updates: int, rows: int, lanes: int) -> Tensor:
     """Random words for a stretch of updates of several networks.
 
@@ -101,7 +87,7 @@ def words(keys: Tensor, first: int, updates: int, rows: int, lanes: int) -> Tens
         raise ValueError(f"keys must be int64 of shape (K,), got {keys.dtype} of shape {tuple(keys.shape)}")
     if not 0 <= first <= first + updates <= 2**32:
         raise ValueError(f"updates {first} to {first + updates} have no address of 32 bits: start from 0")
-    return _choose(keys.device.type)(keys, first, updates, rows, lanes)
+    return choose("Philox", keys.device.type, words_ref, words_triton)(keys, first, updates, rows, lanes)
 
 
 def uniform(word: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -125,3 +111,36 @@ def normal(first: Tensor, second: Tensor, dtype: torch.dtype = torch.float64) ->
     radius = uniform(first, dtype).log_().mul_(-2).sqrt_()
     angle = uniform(second, dtype).mul_(2 * torch.pi)
     return radius * angle.cos(), radius * angle.sin()
+
+
+def words_triton(keys: Tensor, first: int, updates: int, rows: int, lanes: int) -> Tensor:
+    """As :func:`psmlib.kernels.philox.words_ref`, to the bit.
+
+    Raises:
+        ImportError: when Triton is not installed.
+    """
+    if triton is None:
+        raise ImportError("the Triton generator needs triton: install it, or use words_ref")
+    out = torch.empty(4 * lanes, len(keys), updates, rows, dtype=torch.int64, device=keys.device)
+    if out.numel():
+        # each axis of a launch but the first holds 65,535 programs at most; updates and networks share the first
+        grid = (len(keys) * updates, lanes, triton.cdiv(rows, ROWS))
+        words_kernel[grid](out, keys, first, updates, rows, len(keys) * updates * rows, ROWS=ROWS)
+    return out
+
+
+@jit
+def words_kernel(out, keys, first, updates, rows, plane, ROWS: tl.constexpr):
+    """Rows of one (network, update), one lane."""
+    place, lane = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    key = tl.load(keys + place // updates)
+    zero = tl.zeros([ROWS], tl.uint32)
+    update = (first + place % updates).to(tl.uint32)
+    w0, w1, w2, w3 = tl.philox(key, row.to(tl.uint32), zero + update, zero + lane.to(tl.uint32), zero)
+    at = out + 4 * lane * plane.to(tl.int64) + place * rows + row
+    inside = row < rows
+    tl.store(at, w0.to(tl.int64), mask=inside)
+    tl.store(at + plane, w1.to(tl.int64), mask=inside)
+    tl.store(at + 2 * plane, w2.to(tl.int64), mask=inside)
+    tl.store(at + 3 * plane, w3.to(tl.int64), mask=inside)

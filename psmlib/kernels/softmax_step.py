@@ -8,11 +8,13 @@ three times as long as ``torch.exp2``, and ten or thirty times where it underflo
 
 from __future__ import annotations
 
-import logging
-from functools import cache
-
 import torch
 from torch import Tensor
+
+from psmlib.kernels.dispatch import choose, jit, tl, triton
+
+COLUMNS = 1024
+"""Of a row that the Triton kernel reads at a time."""
 
 
 def softmax_step_ref(
@@ -55,21 +57,75 @@ def softmax_step_ref(
     return scale, best
 
 
-@cache
-def _choose(device: str, dtype: torch.dtype):
-    """The step for a device, said once."""
-    chosen, words = softmax_step_ref, "torch operations"
-    if device == "cuda" and dtype == torch.float32:
-        from psmlib.kernels import softmax_step_triton as module  # here, so that nobody else waits for Triton
-
-        if module.triton is None:
-            words = "torch operations, because Triton is not installed"
-        else:
-            chosen, words = module.softmax_step_triton, "a Triton kernel"
-    logging.getLogger("psmlib").info("online softmax on %s in %s: %s", device, dtype, words)
-    return chosen
-
-
 def softmax_step(D: Tensor, low: Tensor, total: Tensor, energy: Tensor | None, rate: Tensor) -> tuple[Tensor, Tensor]:
     """The step by the best means that the device has: :func:`softmax_step_ref`, or a Triton kernel in float32."""
-    return _choose(D.device.type, D.dtype)(D, low, total, energy, rate)
+    step = choose(
+        f"online softmax in {D.dtype}", D.device.type, softmax_step_ref, softmax_step_triton, D.dtype == torch.float32
+    )
+    return step(D, low, total, energy, rate)
+
+
+def softmax_step_triton(
+    D: Tensor, low: Tensor, total: Tensor, energy: Tensor | None, rate: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As :func:`psmlib.kernels.softmax_step.softmax_step_ref`; float32 only.
+
+    Raises:
+        ImportError: when Triton is not installed.
+        ValueError: for another dtype, or rows that are not contiguous.
+    """
+    if triton is None:
+        raise ImportError("the Triton softmax step needs triton: install it, or use softmax_step_ref")
+    if D.dtype != torch.float32 or D.stride(1) != 1:
+        raise ValueError("the Triton softmax step takes float32 with contiguous rows: use softmax_step_ref")
+    scale, best = torch.empty_like(low), torch.empty(low.shape, dtype=torch.int64, device=low.device)
+    if D.numel():
+        _kernel[(len(D),)](
+            D, D.stride(0), D.shape[1], low, total, total if energy is None else energy, rate.contiguous(), scale, best,
+            ENERGY=energy is not None, COLUMNS=COLUMNS,
+        )  # fmt: skip
+    return scale, best
+
+
+@jit
+def _kernel(
+    D, stride, n, low, total, energy, rate, scale, best, ENERGY: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """One row."""
+    row = tl.program_id(0).to(tl.int64)
+    D += row * stride
+    cols = tl.arange(0, COLUMNS)
+    old = tl.load(low + row)
+    r = tl.load(rate + row)
+
+    least = tl.full([COLUMNS], float("inf"), tl.float32)
+    place = tl.zeros([COLUMNS], tl.int32)
+    for start in range(0, n, COLUMNS):
+        value = tl.load(D + start + cols, mask=start + cols < n, other=float("inf"))
+        place = tl.where(value < least, start + cols, place)
+        least = tl.minimum(least, value)
+    found = tl.min(least, 0)
+    column = tl.min(tl.where(least == found, place, n), 0)
+    new = tl.minimum(old, found)
+
+    weights = tl.zeros([COLUMNS], tl.float32)
+    works = tl.zeros([COLUMNS], tl.float32)
+    for start in range(0, n, COLUMNS):
+        inside = start + cols < n
+        gap = tl.where(inside, tl.load(D + start + cols, mask=inside, other=0.0) - new, 0.0)
+        weight = tl.where(inside, tl.exp2(-r * gap), 0.0)
+        tl.store(D + start + cols, weight, mask=inside)
+        weights += weight
+        if ENERGY:
+            works += weight * gap
+
+    drop = old - new
+    shrink = tl.exp2(-r * drop)
+    before = tl.load(total + row)
+    if ENERGY:
+        worked = (tl.load(energy + row) + before * drop) * shrink
+        tl.store(energy + row, worked + tl.sum(works, 0))
+    tl.store(total + row, before * shrink + tl.sum(weights, 0))
+    tl.store(low + row, new)
+    tl.store(scale + row, shrink)
+    tl.store(best + row, tl.where(found < old, column.to(tl.int64), -1))

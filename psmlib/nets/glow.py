@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from psmlib.nets.bank import stream
+from psmlib.machine.streams import stream
 from psmlib.nets.glow_layers import ActNorm, Split, Step
 
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from psmlib.gaussian_path import Process
-from psmlib.memory import HeldBytes
-from psmlib.nets.bank import stream
+from psmlib.machine.memory import HeldBytes
+from psmlib.machine.streams import stream
+from psmlib.process import Process
 
 
 def arguments(given: dict) -> dict:

@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from psmlib.gaussian_path import Process, as_time
 from psmlib.kernels.bank_mlp import parameter_count
+from psmlib.process import Process, as_time
 
 
 def _column(value: Tensor, x: Tensor) -> Tensor:

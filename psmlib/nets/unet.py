@@ -5,7 +5,7 @@ down again. ``UNet()`` has the 35,711,107 parameters of the released setting: th
 scripts call with dim 64 and multipliers 1, 2, 4, 8, in its releases from January to June 2023. Later releases differ
 by full attention at the coarsest level (``attention=("linear",) * 3 + ("full",)``: 35,710,339) or by other norms.
 
-Which scalar stands for the time is the caller's choice, see :mod:`psmlib.nets.clocks`.
+Which scalar stands for the time is the caller's choice, see :mod:`psmlib.nets.time_inputs`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from psmlib.gaussian_path import Process, as_time
-from psmlib.nets.clocks import CLOCKS, embedded_time
 from psmlib.nets.image_module import ImageModule, arguments
+from psmlib.nets.time_inputs import CLOCKS, embedded_time
+from psmlib.process import Process, as_time
 
 KINDS = ("linear", "full", None)
 NORMS = ("group", "rms")

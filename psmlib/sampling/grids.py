@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from psmlib.gaussian_path import Process
 from psmlib.partition import Partition
+from psmlib.process import Process
 
 
 def uniform(t0: float, t1: float, steps: int) -> Tensor:

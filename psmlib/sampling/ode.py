@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from psmlib.gaussian_path import Process
+from psmlib.process import Process
 from psmlib.sampling.state import State, check_descending
 from psmlib.score import Score
 from psmlib.solvers import adaptive, fixed

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from psmlib.gaussian_path import Process
+from psmlib.process import Process
 from psmlib.sampling.state import State, check_descending
 from psmlib.score import Score
 

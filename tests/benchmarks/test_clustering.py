@@ -5,7 +5,7 @@ import torch
 
 from psmlib.benchmarks import clustering
 from psmlib.benchmarks.clustering import SCALES, FullSoftmax, cases
-from psmlib.empirical import DiffusedData
+from psmlib.exact.finite_set import DiffusedData
 from psmlib.process import VP
 
 F64 = torch.float64

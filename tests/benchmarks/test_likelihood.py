@@ -2,11 +2,11 @@
 
 import torch
 
+from psmlib.bank.mlp_bank import Bank
 from psmlib.benchmarks import likelihood
 from psmlib.benchmarks.plain import sequential
 from psmlib.data.toys import load_toy
 from psmlib.likelihood import log_likelihood
-from psmlib.nets.bank import Bank
 from psmlib.nets.mlp import Plain
 from psmlib.partition import SA
 from psmlib.process import VP

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from psmlib.bank.mlp_bank import Bank
 from psmlib.benchmarks import training
 from psmlib.benchmarks.plain import flat_gradient, sequential
 from psmlib.data.toys import load_toy
 from psmlib.kernels.bank_mlp import BankMLP
-from psmlib.nets.bank import Bank
 from psmlib.nets.mlp import Plain
-from psmlib.optim import Adam
+from psmlib.training.optim import Adam
 
 
 def test_a_plain_networks_gradient_and_adam_are_ours():

@@ -6,11 +6,11 @@ from itertools import pairwise
 import pytest
 import torch
 
+from psmlib.bank.image_bank import ImageBank
 from psmlib.benchmarks import unets
 from psmlib.benchmarks.timing import Times
 from psmlib.benchmarks.unet_contestants import LR, MODES, AtDesk, Graphs, OneByOne, Side, Vmap
 from psmlib.benchmarks.unets import BASELINE, Settings
-from psmlib.nets.image_bank import ImageBank
 from psmlib.nets.ronneberger import Ronneberger
 from psmlib.nets.unet import UNet
 

@@ -7,15 +7,14 @@ operations whose operands are rounded alike.
 import pytest
 import torch
 
-from psmlib.graphs import Captured
+from psmlib.benchmarks.tf32 import RoundedMLP
 from psmlib.kernels.bank_mlp import BankMLP, parameter_count
 from psmlib.kernels.bank_updates import BankUpdates, adam_rates
 from psmlib.kernels.fused_updates import FusedUpdates
-from psmlib.kernels.mlp_flow import mlp_flow_ref
-from psmlib.kernels.mlp_flow_triton import mlp_flow_triton
+from psmlib.kernels.mlp_flow import mlp_flow_ref, mlp_flow_triton
 from psmlib.kernels.optimal_denoiser import optimal_denoiser, optimal_denoiser_ref
 from psmlib.kernels.philox import words, words_ref
-from psmlib.kernels.tf32 import RoundedMLP
+from psmlib.machine.cuda_graph import Captured
 
 PAPER = [4, 100, 150, 100, 2]
 

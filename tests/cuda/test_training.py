@@ -3,17 +3,16 @@
 import pytest
 import torch
 
-from psmlib import snapshots
+from psmlib.bank.image_bank import ImageBank
+from psmlib.bank.mlp_bank import Bank
 from psmlib.data.toys import HG, load_toy
 from psmlib.likelihood import log_likelihood
 from psmlib.nets import ronneberger, unet
-from psmlib.nets.bank import Bank
-from psmlib.nets.image_bank import ImageBank
 from psmlib.nets.mlp import Conditioned, Plain
 from psmlib.partition import Partition
 from psmlib.process import VP, OTFlow
 from psmlib.sampling import grids, last, ode, sde
-from psmlib.training import fit
+from psmlib.training import fit, snapshots
 
 P = VP(0.0, 10.0)
 BLOCKS = Partition([0, 0.02, 0.1, 0.3, 1])

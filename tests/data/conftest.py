@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from psmlib import paths
 from psmlib.data import archives, images
+from psmlib.machine import paths
 
 
 class Raw:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from psmlib import paths
 from psmlib.data import cache
 from psmlib.data.cache import mapped
+from psmlib.machine import paths
 
 WHOLE = np.random.default_rng(0).integers(0, 256, (10, 3, 4, 4), dtype=np.uint8)
 

@@ -13,9 +13,9 @@ import torch
 import torchvision
 from PIL import Image
 
-from psmlib import paths
 from psmlib.data import formats
 from psmlib.data.images import load
+from psmlib.machine import paths
 
 DRAW = np.random.default_rng(0)
 

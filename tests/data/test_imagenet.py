@@ -7,8 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from psmlib import paths
 from psmlib.data.images import load
+from psmlib.machine import paths
 
 DRAW = np.random.default_rng(0)
 PART1, PART2, VAL = (f"Imagenet64_{part}_npz.zip" for part in ("train_part1", "train_part2", "val"))

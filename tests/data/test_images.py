@@ -8,14 +8,14 @@ import pytest
 import torch
 from scipy import stats
 
+from psmlib.bank.mlp_bank import Bank
+from psmlib.book.results import Results
 from psmlib.data import archives, images
 from psmlib.data.images import Images, load
 from psmlib.data.shipped import digits as every_digit
-from psmlib.nets.bank import Bank
 from psmlib.nets.mlp import Plain
 from psmlib.partition import Partition
 from psmlib.process import VP
-from psmlib.results import Results
 from psmlib.training import fit
 
 SPLITS = ("train", "validation", "test")

@@ -7,7 +7,7 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from psmlib.data.toy_1d import exponential_ve, two_gaussians
+from psmlib.data.toys import exponential_ve, two_gaussians
 
 F64 = torch.float64
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from psmlib.kernels.bank_mlp import BankMLP, bank_mlp_ref, layers, parameter_count
 from psmlib.kernels.bank_updates import BankUpdates, adam_rates
 from psmlib.kernels.fused_updates import TILE, fits, tiles
-from psmlib.optim import Adam
+from psmlib.training.optim import Adam
 
 F64 = torch.float64
 WIDTHS = [4, 9, 11, 8, 2]
@@ -95,7 +95,7 @@ def test_what_the_kernels_hold():
 THREE_WAY = """
     import json, torch
     from psmlib.kernels.bank_mlp import BankMLP, parameter_count
-    from psmlib.kernels.bank_updates import BankUpdates, adam_rates
+    from psmlib.kernels.bank_updates import adam_rates, BankUpdates
     from psmlib.kernels.fused_updates import FusedUpdates
     g, out = torch.Generator().manual_seed(0), []
     for widths, K, B in {cases}:
@@ -130,7 +130,7 @@ def test_products_of_ten_bits_are_those_of_rounded_operands(interpreted):
         import json, torch
         from psmlib.kernels.bank_mlp import BankMLP, parameter_count
         from psmlib.kernels.fused_updates import FusedUpdates
-        from psmlib.kernels.tf32 import RoundedMLP
+        from psmlib.benchmarks.tf32 import RoundedMLP
         g, widths = torch.Generator().manual_seed(0), [4, 40, 50, 36, 2]
         params = torch.randn(2, parameter_count(widths), generator=g) * .2
         h, y = (torch.randn(2, 70, w, generator=g) for w in (4, 2))

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from psmlib import bank_flow
+from psmlib.bank import mlp_bank
+from psmlib.bank.mlp_bank import Bank
 from psmlib.kernels.mlp_flow import fits, mlp_flow
 from psmlib.likelihood import log_likelihood
-from psmlib.nets.bank import Bank
 from psmlib.nets.mlp import Conditioned, Plain
 from psmlib.partition import Partition
 from psmlib.process import VP, OTFlow
@@ -36,7 +36,7 @@ def test_the_table_says_what_the_solver_does(arch, native, process, partition, m
     from psmlib.likelihood import time_grid
 
     steps = time_grid(score, process, 0.01, 1.0, 25, grid)
-    end, change, nfe = bank_flow.solve(score, x, steps, method)
+    end, change, nfe = mlp_bank.solve(score, x, steps, method)
     torch.testing.assert_close(end, expected.x_T, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(change, expected.change, rtol=1e-9, atol=1e-11)
     assert nfe == expected.nfe
@@ -46,14 +46,14 @@ def test_who_is_served():
     partition, vp = Partition([0, 0.1, 1]), VP(0.0, 10.0)
     score, x = Bank(Plain(), 2).score(partition, vp), torch.zeros(3, 2)
     on_device = torch.zeros(3, 2, device="meta")  # any accelerator: nothing is computed
-    assert not bank_flow.serves(score, x, "rk4", "exact")
-    assert bank_flow.serves(score, on_device, "rk4", "exact")
-    assert not bank_flow.serves(score, on_device, "heun", "exact")
-    assert not bank_flow.serves(score, on_device, "rk4", "hutchinson")
-    assert not bank_flow.serves(score, on_device.double(), "rk4", "exact")
-    assert not bank_flow.serves(score.on_block(0.05), on_device, "rk4", "exact")
-    assert not bank_flow.serves(Bank(Conditioned(), 2).score(partition, vp), on_device, "rk4", "exact")
-    assert not bank_flow.serves(Bank(Plain(hidden=(8, 8)), 2).score(partition, vp), on_device, "rk4", "exact")
+    assert not mlp_bank.serves(score, x, "rk4", "exact")
+    assert mlp_bank.serves(score, on_device, "rk4", "exact")
+    assert not mlp_bank.serves(score, on_device, "heun", "exact")
+    assert not mlp_bank.serves(score, on_device, "rk4", "hutchinson")
+    assert not mlp_bank.serves(score, on_device.double(), "rk4", "exact")
+    assert not mlp_bank.serves(score.on_block(0.05), on_device, "rk4", "exact")
+    assert not mlp_bank.serves(Bank(Conditioned(), 2).score(partition, vp), on_device, "rk4", "exact")
+    assert not mlp_bank.serves(Bank(Plain(hidden=(8, 8)), 2).score(partition, vp), on_device, "rk4", "exact")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_three_way(interpreted):
         import json, torch
         from psmlib.kernels.bank_mlp import parameter_count
         from psmlib.kernels.mlp_flow import mlp_flow_ref
-        from psmlib.kernels.mlp_flow_triton import mlp_flow_triton
+        from psmlib.kernels.mlp_flow import mlp_flow_triton
         g, out = torch.Generator().manual_seed(0), []
         for widths, n, method in (([4, 100, 150, 100, 2], 70, "rk4"), ([2, 17, 33, 9, 2], 1, "rk4"),
                                   ([3, 40, 40, 16, 2], 129, "euler"), ([4, 100, 150, 100, 2], 0, "rk4")):

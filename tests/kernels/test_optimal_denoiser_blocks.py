@@ -8,7 +8,7 @@ import torch
 from psmlib.kernels import optimal_denoiser
 from psmlib.kernels.online_posterior import exact_products
 from psmlib.kernels.optimal_denoiser import optimal_denoiser_ref, posterior, score_divergence, top_weights
-from psmlib.memory import HeldBytes
+from psmlib.machine.memory import HeldBytes
 
 distances = importlib.import_module("psmlib.kernels.squared_distances")
 F64 = torch.float64

@@ -83,7 +83,7 @@ def test_triton_gives_the_same_bits(interpreted):
     same = interpreted("""
         import json, torch
         from psmlib.kernels.philox import words_ref
-        from psmlib.kernels.philox_triton import words_triton
+        from psmlib.kernels.philox import words_triton
         keys = torch.tensor([3, 2**62 + 12345, 77])
         cases = ((keys, 0, 1, 1, 1), (keys[1:], 7, 3, 17, 2), (keys, 2**31 + 5, 2, 1023, 3), (keys, 1, 1, 0, 1))
         print(json.dumps([torch.equal(words_ref(*case), words_triton(*case)) for case in cases]))

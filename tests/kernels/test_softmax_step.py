@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from psmlib.kernels import optimal_denoiser
-from psmlib.kernels.softmax_step import _choose, softmax_step_ref
-from psmlib.kernels.softmax_step_triton import softmax_step_triton
+from psmlib.kernels.dispatch import choose
+from psmlib.kernels.softmax_step import softmax_step_ref, softmax_step_triton
 
 F64 = torch.float64
 
@@ -22,11 +22,11 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_what_does_the_work_is_said_once(caplog):
-    _choose.cache_clear()
+    choose.cache_clear()
     with caplog.at_level(logging.INFO, logger="psmlib"):
         for _ in range(2):
             optimal_denoiser(draw(4, 3), draw(5, 3), 1.0, 1.0)
-    assert caplog.messages == ["online softmax on cpu in torch.float64: torch operations"]
+    assert caplog.messages == ["online softmax in torch.float64 on cpu: torch operations"]
 
 
 def test_steps_add_up_to_a_softmax():
@@ -55,7 +55,7 @@ def test_the_triton_step_in_the_interpreter():
     script = """
         import importlib, torch
         from psmlib.kernels.softmax_step import softmax_step_ref
-        from psmlib.kernels.softmax_step_triton import softmax_step_triton
+        from psmlib.kernels.softmax_step import softmax_step_triton
         g = torch.Generator().manual_seed(0)
         for b, n in ((1, 1), (3, 17), (5, 1023), (2, 1024), (3, 2049)):
             for energy in (True, False):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from psmlib.nets.bank import stream
+from psmlib.machine.streams import stream
 from psmlib.nets.glow import Glow
 from psmlib.nets.glow_layers import ActNorm
 

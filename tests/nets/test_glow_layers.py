@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from psmlib.nets.bank import stream
+from psmlib.machine.streams import stream
 from psmlib.nets.glow_layers import LOG_SCALE, ActNorm, Coupling, InvertibleConv, Split, Step, bounded, convolution
 
 F64 = torch.float64

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, jvp, stack_module_state, vmap
 
-from psmlib.nets.bank import stream
+from psmlib.machine.streams import stream
 from psmlib.nets.ronneberger import BatchNorm, Ronneberger, small
 
 F64 = torch.float64

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.func import functional_call, jvp, stack_module_state, vmap
 
-from psmlib.nets.bank import stream
-from psmlib.nets.clocks import CLOCKS, embedded_time
+from psmlib.machine.streams import stream
+from psmlib.nets.time_inputs import CLOCKS, embedded_time
 from psmlib.nets.unet import Attention, RMSNorm, UNet, small
 from psmlib.process import EDM, RVE, VE, VP, OTFlow, SubVP
 

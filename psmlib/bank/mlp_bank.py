@@ -1,0 +1,265 @@
+r"""A bank: K networks of one architecture held as one stack of parameters, and its reading as a Score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from psmlib.bank import checkpoint
+from psmlib.bank.block_score import BlockScore
+from psmlib.bank.stack import in_order, stretch
+from psmlib.kernels.bank_mlp import BankMLP, bank_mlp_ref, layers
+from psmlib.kernels.mlp_flow import COLUMNS, fits, mlp_flow
+from psmlib.machine.streams import stream
+from psmlib.nets.mlp import ARCHITECTURES, Plain
+from psmlib.partition import Partition
+from psmlib.process import Process, expand
+from psmlib.solvers import TABLEAUS
+
+_ROWS = 1024
+"""Points a piece when a field is evaluated on a CPU: enough to hide the cost of a call, few enough for the cache."""
+
+
+class Bank:
+    """K stacked networks.
+
+    Args:
+        arch: The architecture, such as ``Plain()`` or ``Conditioned()``.
+        size: K.
+        native: What the output is read as: "eps" or "velocity".
+        seed: Network k starts from the stream (seed, k), whatever K is.
+        dtype: Of the parameters.
+        device: Of the parameters.
+        only: Make these networks alone, a part of the bank that :meth:`joined` puts together with the others.
+
+    Attributes:
+        params: Parameters, a row for each network. Shape: (K, P), fewer rows in a part.
+        first: The block that the first network answers for; not 0 in a part alone.
+        whole: K, also in a part.
+
+    Raises:
+        ValueError: when size is not positive, or ``only`` names none of the networks.
+
+    Example:
+        >>> bank = Bank(Plain(), 4, seed=0)
+        >>> bank.params.shape
+        torch.Size([4, 30952])
+    """
+
+    def __init__(
+        self, arch: Plain, size: int, *, native: str = "eps", seed: int = 0,
+        dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", only: range | None = None,
+    ):  # fmt: skip
+        only = stretch(size, only, "a Bank")
+        self.first, self.whole = only.start, size
+        self.arch, self.native, self.seed = arch, native, seed
+        self.params = torch.empty(len(only), arch.parameters, dtype=torch.float64)
+        for k in range(len(only)):
+            generator = stream(seed, only[k], 0)
+            for weight, bias in layers(self.params[k : k + 1], arch.widths):
+                bound = 1 / math.sqrt(weight.shape[1])  # torch.nn.Linear's own default
+                weight.uniform_(-bound, bound, generator=generator)
+                bias.uniform_(-bound, bound, generator=generator)
+        self.params = self.params.to(dtype=dtype, device=device)
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.params.device
+
+    @property
+    def description(self) -> str:
+        """The architecture in words, for a checkpoint to remember."""
+        return repr(self.arch)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that tells one bank of an architecture from another, by name; rows are networks."""
+        return {"params": self.params}
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the layers, for optimisers that work on matrices."""
+        return self.arch.widths
+
+    def copy(self, params: Tensor | None = None) -> Bank:
+        """A bank of the same architecture with its own parameters, by default a copy of these.
+
+        Parameters of another number of networks make a bank of their own, no part of one.
+        """
+        other = object.__new__(Bank)
+        other.__dict__.update(self.__dict__)
+        other.params = (self.params if params is None else params).clone()
+        if len(other) != len(self):
+            other.first, other.whole = 0, len(other)
+        return other
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Bank:
+        """A copy on another device or in another dtype."""
+        return self.copy(self.params.to(device=device or self.device, dtype=dtype or self.params.dtype))
+
+    def save(self, path: str | Path, **about) -> None:
+        """Writes the networks to a safetensors file, with ``about`` beside them."""
+        arch = {
+            "arch": type(self.arch).__name__,
+            "settings": asdict(self.arch),
+            "native": self.native,
+            "seed": self.seed,
+            "first": self.first,
+            "whole": self.whole,
+        }
+        checkpoint.save(path, {"params": self.params}, {**about, **arch})
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> tuple[Bank, dict]:
+        """Reads what :meth:`save` wrote: the bank and its description.
+
+        Raises:
+            ValueError: when the file is missing, broken, or not of a bank.
+        """
+        tensors, about = checkpoint.load(path)
+        if "params" not in tensors or about.get("arch") not in ARCHITECTURES:
+            raise ValueError(f"{path} does not hold a bank of networks: write it with Bank.save")
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in about["settings"].items()}
+        bank = object.__new__(cls)
+        bank.arch, bank.native, bank.seed = ARCHITECTURES[about["arch"]](**settings), about["native"], about["seed"]
+        bank.params = tensors["params"].to(device)
+        bank.first, bank.whole = about.get("first", 0), about.get("whole", len(bank.params))
+        return bank, about
+
+    @classmethod
+    def joined(cls, parts: Iterable[Bank]) -> Bank:
+        """One bank of the parts of a bank, in whatever order they come.
+
+        Raises:
+            ValueError: when they are not all the parts of one bank.
+
+        Example:
+            >>> parts = [Bank(Plain(), 3, only=part) for part in (range(2, 3), range(2))]
+            >>> torch.equal(Bank.joined(parts).params, Bank(Plain(), 3).params)
+            True
+        """
+        parts = in_order(parts)
+        return parts[0].copy(torch.cat([part.params for part in parts]))
+
+    def score(self, partition: Partition, process: Process) -> BankScore:
+        """The Score of this bank, network k answering for block k."""
+        return BankScore(self, partition, process)
+
+
+class BankScore(BlockScore):
+    """A trained bank joined with its partition and process; see :class:`psmlib.bank.block_score.BlockScore`.
+
+    Example:
+        >>> from psmlib.process import VP
+        >>> score = Bank(Plain(), 2).score(Partition([0, .1, 1]), VP(0., 10.))
+        >>> score.eps(torch.zeros(3, 2), torch.tensor([.05, .5, 1.])).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(self, bank: Bank, partition: Partition, process: Process, block: int | None = None):
+        super().__init__(bank, partition, process, block)
+        self._work: dict[tuple, BankMLP] = {}  # one set of buffers serves all blocks: 200 sets would fill the memory
+
+    def _rows(self, x: Tensor) -> int:
+        return _ROWS if x.device.type == "cpu" else 1 << 16
+
+    def _run(self, k: int, x: Tensor, t: Tensor, directions: list[Tensor]) -> tuple[Tensor, ...]:
+        """Network k: value (n, d) and derivatives along each direction, (n, d) each."""
+        arch, process = self.bank.arch, self.process
+        s = self._time(t, k)
+        x32 = x.to(self.bank.params.dtype)
+        us = [u.to(x32.dtype) for u in directions]
+        h = arch.features(x32, s, process)[None]
+        work, flat = self._buffers(h, 1 + len(us)), self.bank.params[k : k + 1]
+        if us:
+            tangents = torch.stack([arch.tangent(x32, s, process, u) for u in us])[None]
+            value, slopes = work.jacobian(flat, h, tangents)
+            outs = [value[0], *slopes[0]]
+        else:
+            outs = [work.forward(flat, h)[0]]
+        skip = arch.skip(s, process, self.native)
+        if skip is None:
+            return tuple(o.to(x.dtype, copy=True) for o in outs)
+        skip = expand(skip, x)
+        return tuple(o.to(x.dtype) + skip * y for o, y in zip(outs, [x, *directions], strict=True))
+
+    def _buffers(self, h: Tensor, rows: int) -> BankMLP:
+        """Work space for ``rows`` rows a point, kept from call to call."""
+        key = (rows, h.shape[1])
+        if key not in self._work:
+            if len(self._work) > 4:
+                self._work.clear()
+            self._work[key] = BankMLP(self.bank.arch.widths, h.new_empty(1, rows * h.shape[1], h.shape[2]))
+        return self._work[key]
+
+    def _trace(self, k: int, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Network k: value (n, d) and trace of its Jacobian (n,)."""
+        arch, s, x32 = self.bank.arch, self._time(t, k), x.to(self.bank.params.dtype)
+        h = arch.features(x32, s, self.process)[None]
+        basis = torch.eye(x.shape[1], dtype=x32.dtype, device=x.device)
+        tangents = arch.tangent(basis, s.flatten()[:1], self.process, basis)[None]  # the same wherever they are taken
+        value, trace = (o[0].to(x.dtype) for o in self._buffers(h, 1).trace(self.bank.params[k : k + 1], h, tangents))
+        skip = arch.skip(s, self.process, self.native)
+        if skip is None:
+            return value.clone(), trace
+        return value + expand(skip, x) * x, trace + x.shape[1] * expand(skip, trace)
+
+    def predict_trace(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        return self._each_block(self._trace, x, t) if self.bank.arch.shared_tangents else super().predict_trace(x, t)
+
+    def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
+        return self._each_block(lambda k, y, s: self._run(k, y, s, []), x, t)[0]
+
+    def predict_jacobian(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        def f(k, y, s):
+            basis = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
+            value, *columns = self._run(k, y, s, [b.expand_as(y) for b in basis])
+            return value, torch.stack(columns, -1)
+
+        return self._each_block(f, x, t)
+
+    def predict_jvp(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        joined = torch.cat([x, u], 1)
+        d = x.shape[1]
+        return self._each_block(lambda k, y, s: self._run(k, y[:, :d], s, [y[:, d:]]), joined, t)
+
+    def differentiable(self, x: Tensor, t: Tensor) -> Tensor:
+        if self.block is None:
+            raise ValueError("only one network of a bank can be differentiated at a time: choose it by on_block(t)")
+        arch, s = self.bank.arch, self._time(t, self.block)
+        h = arch.features(x, s, self.process)[None]
+        flat = self.bank.params[self.block : self.block + 1].to(x.dtype)
+        value = bank_mlp_ref(flat, arch.widths, h)[0]
+        skip = arch.skip(s, self.process, self.native)
+        return value if skip is None else value + expand(skip, x) * x
+
+    def whole_solve(self, x: Tensor, times: Tensor, method: str, divergence: str) -> tuple[Tensor, Tensor, int] | None:
+        """All steps in one kernel: for plain networks in the plane, on an accelerator, with the exact divergence."""
+        arch, served = self.bank.arch, method in ("euler", "rk4") and divergence == "exact" and self.block is None
+        if x.device.type == "cpu" or not served or type(arch) is not Plain or not fits(arch.widths, x.dtype):
+            return None
+        blocks, table = self._steps(times)
+        end, change = mlp_flow(self.bank.params, arch.widths, x, blocks, table.to(x), method)
+        return end, change, len(table) * len(TABLEAUS[method].c)
+
+    def _steps(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Which network answers in each step, int32, (steps,), and the table of ``mlp_flow``, float64, (steps, 10)."""
+        times = times.double().cpu()
+        start, end = times[:-1], times[1:]
+        middle = (start + end) / 2
+        blocks = self.partition.block_of(middle)
+        parts = [end - start]
+        for t in (start, middle, end):
+            s = torch.tensor(self.partition.times, dtype=torch.float64)[blocks] if self.partition.discrete else t
+            a, b = (0.0, 1.0) if self.native == "velocity" else self.process.conversion(s, self.native, "velocity")
+            parts += [s, torch.as_tensor(a, dtype=torch.float64).expand_as(s), torch.as_tensor(b).expand_as(s)]
+        return blocks.int(), torch.stack(parts, 1).reshape(-1, COLUMNS)

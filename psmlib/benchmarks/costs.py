@@ -1,0 +1,292 @@
+r"""What a computation costs: seconds side by side, bytes held at the peak, and ratios that a noisy machine cannot fake.
+
+Contestants take turns (:func:`psmlib.benchmarks.timing.interleave`), so that a busy minute hits all alike, and are
+compared turn by turn. Time and memory are measured in separate runs, since counting memory slows a run down.
+
+Memory is what a call holds *beyond* what was held before it: on a CPU the tensors made within the call, on a GPU what
+torch's allocator handed out. What libraries take for themselves is seen on a GPU only in part, on a CPU not at all.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from psmlib.benchmarks.cnf import CNF
+from psmlib.benchmarks.timing import Times, interleave, quantiles
+from psmlib.machine.memory import HeldBytes
+from psmlib.machine.streams import stream
+from psmlib.process import Process
+from psmlib.training.optim import Adam
+
+Call = Callable[[], object]
+Prediction = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a call took.
+
+    Attributes:
+        times: Seconds of each turn; the warm-up is apart.
+        peak_bytes: Most bytes held at a time beyond what was held before.
+    """
+
+    times: Times
+    peak_bytes: int
+
+    @property
+    def seconds(self) -> tuple[float, float, float]:
+        """The 20, 50 and 80 % quantiles of the turns."""
+        return quantiles(self.times.seconds)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of costs and how sure it is.
+
+    Attributes:
+        value: Median over the turns.
+        low, high: Ends of its interval.
+        level: Chance that the interval holds the median of infinitely many turns, if they are independent.
+    """
+
+    value: float
+    low: float
+    high: float
+    level: float
+
+    @property
+    def stderr(self) -> float:
+        """Half the interval in units of the normal one at the same level; nothing where the level is 0."""
+        return 0.0 if self.level == 0 else (self.high - self.low) / 2 / NormalDist().inv_cdf((1 + self.level) / 2)
+
+
+def measure(f: Call, *, device: str | torch.device = "cpu", repeats: int = 5) -> Cost:
+    """The cost of one call; see :func:`compare`.
+
+    Example:
+        >>> measure(lambda: torch.zeros(1000).double(), repeats=2).peak_bytes      # floats, and as many doubles
+        12000
+    """
+    return compare({"": f}, device=device, repeats=repeats)[""]
+
+
+def compare(
+    calls: Mapping[str, Call], *, device: str | torch.device = "cpu", repeats: int = 5, small: Mapping[str, Call] = {}
+) -> dict[str, Cost]:
+    """The costs of several calls, in turns; each round has another order.
+
+    Args:
+        calls: Contestants.
+        device: Where they work; a GPU is waited for before a clock is read.
+        repeats: Timed turns of each, after one for warming up.
+        small: Shorter calls with the same peak of memory, such as of fewer steps, for measuring that: counting on a
+            CPU looks at every operation, and takes two calls.
+
+    Raises:
+        ValueError: when there is nothing to compare, or repeats is not positive.
+
+    Example:
+        >>> found = compare({"a": lambda: torch.zeros(10**6), "b": lambda: torch.zeros(10)}, repeats=3)
+        >>> found["a"].peak_bytes, found["b"].peak_bytes, len(found["a"].times.seconds)
+        (4000000, 40, 3)
+    """
+    if not calls:
+        raise ValueError("there is nothing to compare: give at least one call by name")
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise ValueError(f"repeats must be a positive whole number, got {repeats!r}")
+    held = peaks({name: small.get(name, call) for name, call in calls.items()}, device)
+    turns = {name: _ignoring(call) for name, call in calls.items()}
+    taken = interleave(turns, repeats, _clock(torch.device(device)), shuffle=0)
+    return {name: Cost(taken[name], held[name]) for name in calls}
+
+
+def ratio(cost: Cost, baseline: Cost, level: float = 0.9) -> Ratio:
+    r"""Seconds in units of the baseline's of the same turn, with an interval that assumes no distribution.
+
+    Of n independent turns the k-th smallest and the k-th largest enclose the median with probability
+    :math:`1 - 2P(\mathrm{Bin}(n, \tfrac12) < k)`; k is the largest for which that reaches the level, or 1.
+
+    Raises:
+        ValueError: when the two did not take the same number of turns.
+
+    Example:
+        >>> one, two = (Cost(Times(0., (1., 1., a, 1., 1.)), 0) for a in (1., 9.))
+        >>> ratio(two, one)
+        Ratio(value=1.0, low=1.0, high=9.0, level=0.9375)
+    """
+    turns = [len(c.times.seconds) for c in (cost, baseline)]
+    if turns[0] != turns[1]:
+        raise ValueError(f"costs of {turns[0]} and {turns[1]} turns cannot be paired: measure both in one compare")
+    each = sorted(a / b for a, b in zip(cost.times.seconds, baseline.times.seconds, strict=True))
+    n, k = len(each), 1
+    while k < n / 2 and _enclosed(n, k + 1) >= level:
+        k += 1
+    return Ratio(quantiles(each)[1], each[k - 1], each[-k], _enclosed(n, k))
+
+
+def _enclosed(n: int, k: int) -> float:
+    """Chance that the median lies between the k-th smallest and the k-th largest of n."""
+    return 1 - 2 * sum(math.comb(n, i) for i in range(k)) / 2**n if n > 1 else 0.0
+
+
+def verdict_ratio(found: Ratio, limit: float = 1.0) -> str:
+    """Whether a ratio is at most a limit: "holds", "does not hold", or "undecided" where its interval has the limit.
+
+    Example:
+        >>> verdict_ratio(Ratio(1.2, 1.1, 1.3, .9)), verdict_ratio(Ratio(1., .9, 1.1, .9), 1.05)
+        ('does not hold', 'undecided')
+    """
+    return "holds" if found.high <= limit else "does not hold" if found.low > limit else "undecided"
+
+
+def peak_bytes(f: Call, device: str | torch.device = "cpu") -> int:
+    """Most bytes that a call holds at a time beyond what was held before; see :func:`peaks`.
+
+    Example:
+        >>> x = torch.zeros(1000)
+        >>> peak_bytes(lambda: x[:500] + 1)              # what was there before counts nothing, nor do views of it
+        2000
+    """
+    return peaks({"": f}, device)[""]
+
+
+def peaks(calls: Mapping[str, Call], device: str | torch.device = "cpu") -> dict[str, int]:
+    """Most bytes that each call holds at a time beyond what was held before.
+
+    Each is made twice: what a first call leaves behind for later ones, such as networks read from a disk or the work
+    space of a library, is held before the second.
+    """
+    device = torch.device(device)
+    for call in calls.values():
+        call()
+    if device.type == "cuda":
+        return {name: _peak_on_gpu(call, device) for name, call in calls.items()}
+    found, known = {}, _tensors()
+    for name, call in calls.items():
+        with HeldBytes(*known) as held:
+            call()
+        found[name] = held.peak
+    return found
+
+
+def _peak_on_gpu(call: Call, device: torch.device) -> int:
+    gc.collect()  # what is dropped during the call must not look like room made by it
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _tensors() -> list[Tensor]:
+    """Every tensor with storage that Python knows of; types are asked, since objects may lie about their class."""
+    found = []
+    for each in gc.get_objects():
+        if issubclass(type(each), Tensor):
+            try:
+                each.untyped_storage()
+            except (NotImplementedError, RuntimeError):
+                continue
+            found.append(each)
+    return found
+
+
+def _clock(device: torch.device) -> Callable[[], float]:
+    if device.type != "cuda":
+        return time.perf_counter
+
+    def clock() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return clock
+
+
+def _ignoring(call: Call) -> Callable[[int], object]:
+    return lambda turn: call()
+
+
+def denoising_update(
+    predict: Prediction,
+    params: Sequence[Tensor],
+    process: Process,
+    x0: Tensor,
+    t: Tensor,
+    lr: float = 1e-3,
+    seed: int = 0,
+) -> Call:
+    """One update of a noise prediction, as a call: draw the noise, loss, gradient by torch, Adam.
+
+    It is written the plain way, like :func:`flow_update`, so that the two differ in the loss alone.
+
+    Args:
+        predict: eps(x, t), differentiable in the parameters.
+        params: Tensors that require gradients; each call changes them.
+        process: The Gaussian path.
+        x0: The batch. Shape: (n, *shape).
+        t: Its times. Shape: (n,).
+        lr: Learning rate; 0 to leave the network as it is.
+        seed: Of the noise.
+
+    Example:
+        >>> from psmlib.benchmarks.cnf import differentiable
+        >>> from psmlib.bank.mlp_bank import Bank
+        >>> from psmlib.nets.mlp import Plain
+        >>> from psmlib.process import VP
+        >>> predict, params = differentiable(Bank(Plain(), 1), VP(0., 10.))
+        >>> update = denoising_update(predict, [params], VP(0., 10.), torch.zeros(8, 2), torch.rand(8))
+        >>> update() > 0
+        True
+    """
+    step, generator = _adam(params, lr), stream(seed, device=x0.device)
+
+    def update() -> float:
+        eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype, device=x0.device)
+        with torch.enable_grad():
+            loss = (predict(process.perturb(x0, t, eps), t) - eps).square().mean()
+        step(torch.autograd.grad(loss, list(params)))
+        return loss.item()
+
+    return update
+
+
+def flow_update(flow: CNF, x0: Tensor, lr: float = 1e-3) -> Call:
+    """One update of a continuous normalising flow by maximum likelihood, as a call.
+
+    Example:
+        >>> from psmlib.bank.mlp_bank import Bank
+        >>> from psmlib.nets.mlp import Plain
+        >>> flow = CNF.of_bank(Bank(Plain(), 1, native="velocity"), steps=2)
+        >>> flow_update(flow, torch.zeros(8, 2))() > 0, flow.evaluations
+        (True, 8)
+    """
+    step = _adam(flow.params, lr)
+
+    def update() -> float:
+        loss, slopes = flow.loss_and_gradient(x0)
+        step(slopes)
+        return loss
+
+    return update
+
+
+def _adam(params: Sequence[Tensor], lr: float) -> Callable[[Sequence[Tensor]], None]:
+    """Takes gradients, whose memory it uses up, and changes the parameters by one step of Adam."""
+    moments, count = [Adam(p.detach()) for p in params], itertools.count(1)
+
+    def step(slopes: Sequence[Tensor]) -> None:
+        i = next(count)
+        for moment, param, slope in zip(moments, params, slopes, strict=True):
+            moment.step(param.detach(), slope, lr=lr, count=i)
+
+    return step

@@ -1,0 +1,165 @@
+"""Rows of the benchmarks in data/bench: append-only CSV files with the date, commit, machine and versions."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from psmlib.benchmarks.timing import Row, number
+from psmlib.machine import paths
+from psmlib.machine.files import write_atomic
+from psmlib.machine.provenance import device_name, git_state
+
+STAMP = ("date", "commit", "dirty", "device", "threads", "python", "torch", "numpy", "scale")
+COLUMNS = (
+    *STAMP, "name", "case", "method", "measure", "unit", "runs", "warm_up_seconds",
+    "q20", "q50", "q80", "ratio_q20", "ratio_q50", "ratio_q80", "note",
+)  # fmt: skip
+NUMBERS = ("runs", "warm_up_seconds", "q20", "q50", "q80", "ratio_q20", "ratio_q50", "ratio_q80")
+
+
+def load(name: str, folder: Path | None = None) -> pd.DataFrame:
+    """All rows of a benchmark, oldest first; without rows where it has never been run.
+
+    Args:
+        name: Of the benchmark, as `python -m psmlib.bench --list` gives it.
+        folder: Where its file is; by default data/bench of the output folder, or else the repository's.
+
+    Raises:
+        ValueError: when the file lacks a column.
+    """
+    folders = [Path(paths.BENCH), Path(paths.DATA) / "bench"] if folder is None else [folder]
+    path = next((place / f"{name}.csv" for place in folders if (place / f"{name}.csv").exists()), None)
+    if path is None:
+        return pd.DataFrame(columns=list(COLUMNS))
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if missing := [column for column in COLUMNS if column not in frame]:
+        raise ValueError(f"{path.name} lacks the column {missing[0]!r}: another version wrote it, move it aside")
+    for column in NUMBERS:
+        frame[column] = pd.to_numeric(frame[column], errors="coerce")
+    return frame
+
+
+def latest(frame: pd.DataFrame, scales: tuple[str, ...] = ("full", "quick")) -> pd.DataFrame:
+    """The rows of the last run of each device: of the first of the scales that it has.
+
+    Args:
+        frame: From :func:`load`.
+        scales: In order of preference; smoke runs measure nothing.
+
+    Example:
+        >>> rows = [("A", "quick", "1", 3.), ("A", "quick", "2", 4.), ("A", "full", "0", 5.), ("B", "smoke", "3", 6.)]
+        >>> latest(pd.DataFrame(rows, columns=["device", "scale", "date", "q50"]))["q50"].tolist()
+        [5.0]
+    """
+    kept = []
+    for _, rows in frame.groupby("device", sort=False):
+        for scale in scales:
+            mine = rows[rows["scale"] == scale]
+            if len(mine):
+                kept.append(mine[mine["date"] == mine["date"].max()])
+                break
+    return pd.concat(kept) if kept else frame.iloc[:0]
+
+
+def figure(frame: pd.DataFrame, method: str, measure: str, case: str = "") -> tuple[float, float, float] | None:
+    """The 20, 50 and 80 % quantiles of one measured figure, or None where it was not measured.
+
+    Args:
+        frame: From :func:`latest`, one device's.
+        method: Who did it.
+        measure: What was measured.
+        case: How the case begins.
+    """
+    mine = frame[(frame["method"] == method) & (frame["measure"] == measure) & frame["case"].str.startswith(case)]
+    mine = mine[mine["q50"].notna()]
+    if not len(mine):
+        return None
+    row = mine.iloc[-1]
+    return tuple(float(row[q] if pd.notna(row[q]) else row["q50"]) for q in ("q20", "q50", "q80"))
+
+
+def stamp(scale: str, device: str = "cpu") -> dict[str, str]:
+    """The circumstances of a run on a device, as they stand in each of its rows.
+
+    Example:
+        >>> tuple(stamp("smoke")) == STAMP
+        True
+    """
+    state = git_state()
+    dirty = {True: "yes", False: "no"}.get(state["dirty"], "unknown")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    machine = (device_name(device), str(torch.get_num_threads()), platform.python_version())
+    versions = (version("torch"), version("numpy"))
+    return dict(zip(STAMP, (now, state["commit"], dirty, *machine, *versions, scale), strict=True))
+
+
+def record(name: str, row: Row, about: dict[str, str]) -> dict[str, str]:
+    """A row as the file holds it: text under every column."""
+    text = {key: getattr(row, key) for key in ("case", "method", "measure", "unit", "note")}
+    levels = ("q20", "q50", "q80")
+    values = {key: number(value, 6) for key, value in zip(levels, row.values, strict=True)}
+    ratios = {f"ratio_{key}": number(ratio, 4) for key, ratio in zip(levels, row.ratios, strict=True)}
+    counts = {"runs": str(row.runs), "warm_up_seconds": number(row.warm_up)}
+    return {**about, "name": name, **text, **counts, **values, **ratios}
+
+
+def path_of(name: str) -> Path:
+    """The file of a benchmark."""
+    return Path(paths.BENCH) / f"{name}.csv"
+
+
+def check(path: Path) -> str:
+    """The text that the file holds, or the header it will start with.
+
+    Raises:
+        ValueError: when the file has other columns than we write.
+    """
+    header = ",".join(COLUMNS) + "\n"
+    if not path.exists():
+        return header
+    text = path.read_text(encoding="utf-8")
+    if text.split("\n", 1)[0] != header.strip():
+        raise ValueError(
+            f"{path.name} has other columns than this version writes: move it aside, and a new one is begun"
+        )
+    return text if text.endswith("\n") else text + "\n"
+
+
+def append(path: Path, records: Iterable[dict[str, str]]) -> Path:
+    """Adds rows to the end of a file in one step, with the header first if it is new.
+
+    Raises:
+        ValueError: when the file has other columns than we write.
+    """
+    lines = io.StringIO()
+    csv.DictWriter(lines, COLUMNS, lineterminator="\n").writerows(records)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(path.parent):
+        return write_atomic(path, check(path) + lines.getvalue())
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other runs from adding to the folder's files meanwhile: a row must not be lost between two writers."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system; two runs at once would spoil each other's timings anyway
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

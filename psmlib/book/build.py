@@ -1,0 +1,136 @@
+"""Building the HTML book from executed notebooks, and checking that nothing is missing from it."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from docutils.nodes import make_id
+
+from psmlib.book.notebooks import toc_pages
+from psmlib.machine import paths
+
+WRITTEN = ("_executed", "_generated", "_build")  # folders of the book that the flow writes
+_NAME = re.compile(r"^\s*:name:\s*(\S+)\s*$", re.MULTILINE)
+_INCLUDE = re.compile(r"\{include\}\s*(\S+)")
+
+
+def prepare() -> None:
+    """Copy the book's sources and the kept results to the output folder, if that is not the repository."""
+    if paths.OUTPUT == paths.ROOT:
+        return
+    paths.BOOK.mkdir(parents=True, exist_ok=True)
+    for old in paths.BOOK.iterdir():
+        if old.name not in WRITTEN:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    ignore = shutil.ignore_patterns(*WRITTEN)
+    shutil.copytree(paths.ROOT / "book", paths.BOOK, ignore=ignore, dirs_exist_ok=True)
+    kept = paths.DATA / "results"
+    if kept.is_dir():
+        shutil.copytree(kept, paths.RESULTS, dirs_exist_ok=True)
+
+
+def build() -> str:
+    """Run jupyter-book with every warning an error.
+
+    Returns:
+        Empty if the book was built, else what jupyter-book complained of.
+    """
+    shutil.rmtree(paths.BUILD / "_build", ignore_errors=True)  # a page that has left the book must go
+    paths.BUILD.mkdir(parents=True, exist_ok=True)
+    program = Path(sys.executable).parent / "jupyter-book"
+    command = [str(program if program.is_file() else "jupyter-book"), "build", str(paths.BOOK)]
+    command += ["--config", str(paths.ROOT / "_config.yml"), "--path-output", str(paths.BUILD)]
+    command += ["--all", "-n", "-W", "--keep-going"]
+    done = subprocess.run(command, cwd=paths.OUTPUT, capture_output=True, text=True, errors="replace")
+    output = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
+    (paths.BUILD / "book.log").write_text(output, encoding="utf-8")
+    if done.returncode == 0:
+        return ""
+    lines = [line for line in output.splitlines() if re.search(r"WARNING|ERROR|error:|Error:", line)]
+    return "\n".join(lines or output.splitlines()[-12:])
+
+
+@dataclass
+class Expected:
+    """What one page must show: named tables and figures, and how many of each there are at least."""
+
+    names: set[str]
+    tables: int = 0
+    images: int = 0
+
+
+def expected(source: Path) -> Expected:
+    """Read from a page's source what its HTML must hold.
+
+    Args:
+        source: An executed notebook or a Markdown page.
+
+    Returns:
+        Names, number of captioned tables, and number of images.
+    """
+    if source.suffix == ".md":
+        text = source.read_text(encoding="utf-8")
+        included = [source.parent / name for name in _INCLUDE.findall(text)]
+        texts = [text, *(f.read_text(encoding="utf-8") for f in included if f.is_file())]
+        return Expected({name for text in texts for name in _NAME.findall(text)})
+    page = Expected(set())
+    for cell in json.loads(source.read_text(encoding="utf-8"))["cells"]:
+        tags = set(cell["metadata"].get("tags", []))
+        if "remove-cell" in tags:
+            continue
+        if cell["cell_type"] == "markdown":
+            page.names.update(_NAME.findall("".join(cell["source"])))
+        elif "remove-output" not in tags:
+            _add_outputs(page, cell)
+    return page
+
+
+def _add_outputs(page: Expected, cell: dict) -> None:
+    figure = cell["metadata"].get("mystnb", {}).get("figure", {})
+    if "name" in figure:
+        page.names.add(figure["name"])
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        if any(kind.startswith("image/") for kind in data):
+            page.images += 1
+        elif "text/markdown" in data:
+            text = "".join(data["text/markdown"])
+            page.names.update(_NAME.findall(text))
+            page.tables += text.count("{table}")
+
+
+def missing(pages: Iterable[str] | None = None) -> list[str]:
+    """Compare the built book with its sources.
+
+    Args:
+        pages: Page names; by default all of the table of contents.
+
+    Returns:
+        One sentence for each page, table, figure or picture file that is not there; empty if all is well.
+    """
+    found = []
+    for page in toc_pages() if pages is None else pages:
+        source = next((f for f in (paths.BOOK / f"{page}{end}" for end in (".ipynb", ".md")) if f.is_file()), None)
+        html = paths.HTML / f"{page}.html"
+        if source is None or not html.is_file():
+            found.append(f"{page}: the page was not built.")
+            continue
+        found += [f"{page}: {what}" for what in _missing_from(expected(source), html)]
+    return found
+
+
+def _missing_from(wanted: Expected, html: Path) -> list[str]:
+    text = html.read_text(encoding="utf-8")
+    body = text[text.find("<article") : text.rfind("</article>")]
+    found = [f"no table or figure {n!r}." for n in sorted(wanted.names) if f'id="{make_id(n)}"' not in body]
+    for what, number, tag in (("tables", wanted.tables, "<table"), ("figures", wanted.images, "<img")):
+        if body.count(tag) < number:
+            found.append(f"{body.count(tag)} {what} where its notebook has {number}.")
+    sources = re.findall(r'<img[^>]*\ssrc="([^"]+)"', body)
+    local = [s for s in sources if not re.match(r"[a-z]+:", s)]
+    return found + [f"picture {s} has no file." for s in local if not (html.parent / s).is_file()]

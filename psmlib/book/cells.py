@@ -1,0 +1,61 @@
+"""The cells that results fill in a table of the book, and what to say of those that none fills."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from psmlib.book.formatting import NOTHING, budget_words, fmt
+from psmlib.book.results import Results
+from psmlib.machine.provenance import device_name
+
+
+def joined_frame(results) -> pd.DataFrame:
+    """One frame of a `Results`, a frame of one, or a list of either."""
+    many = list(results) if isinstance(results, list | tuple) else [results]
+    frames = [r.frame() if isinstance(r, Results) else r for r in many]
+    return pd.concat([f for f in frames if len(f)] or frames[:1], ignore_index=True)
+
+
+def cells_of(record: Mapping) -> dict:
+    """The cells that one result fills."""
+    value, stderr, exact = (None if pd.isna(record[f]) else record[f] for f in ("value", "stderr", "exact"))
+    words = record["status"].replace("_", " ")
+    # A figure's note is its protocol, which the caption says for all; a missing or deviating one wants its reason.
+    reason = record["note"] if record["status"] in ("not_run", "needs_data", "differs") else ""
+    line = {"status": f"{words}: {reason}" if reason else words}
+    if value is not None:
+        line["ours"] = f"{fmt(value, stderr)} ({record['n_seeds']})"
+    if exact is not None:
+        line["exact"] = fmt(exact)
+        line["excess"] = NOTHING if value is None else fmt(value - exact, stderr)
+    return line | {
+        "budget": budget_words(record["budget"]) or NOTHING,
+        "dataset": record["dataset"] or NOTHING,
+    }
+
+
+def as_printed(value: float) -> str:
+    """A number as a paper prints it, with the digits that it prints."""
+    return f"{int(value):,}" if value == int(value) else str(float(value)).replace("-", "−", 1)
+
+
+def _runs(results) -> list[Results]:
+    return [r for r in (results if isinstance(results, list | tuple) else [results]) if isinstance(r, Results)]
+
+
+def why_missing(results, dataset: str) -> str:
+    """Why this run has no result for a cell of that data set, as far as its own parameters tell."""
+    chosen = {r.parameters.get("dataset", "all") for r in _runs(results)}
+    alone = chosen and not chosen & {"all", dataset}
+    return f"this run is of {', '.join(sorted(chosen))} alone" if alone else "no result in this run"
+
+
+def what_ran(results) -> str:
+    """What was run, for a caption."""
+    said = {}
+    for run in _runs(results):
+        device = (run.provenance or {}).get("device") or device_name(str(run.parameters.get("device", "cpu")))
+        said[f"profile {run.profile} on {device}"] = None
+    return f"; {' and '.join(said)}" if said else ""

@@ -1,0 +1,144 @@
+"""Pages of the book that are generated: how to re-run each table, every printed number, the API.
+
+They are written to `book/_generated/` from `data/paper_values.toml`, `data/results/`, the notebooks' metadata
+and the package's own files, and included by hand-written pages.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from psmlib.book.formatting import NOTHING, fmt, markdown_table
+from psmlib.book.notebooks import metadata
+from psmlib.book.paper_values import paper_values
+from psmlib.book.parameters import PROFILES
+from psmlib.book.results import load
+from psmlib.machine import paths
+from psmlib.machine.files import write_atomic
+
+PAPER_TITLES: dict[str, str] = {
+    "psm": "Parallel score matching",
+    "diffusion_time": "Diffusion times",
+    "high_precision": "High-precision score models",
+    "aligner": "Timestep aligner",
+    "multistage": "Multistage diffusion",
+}
+_IDENTITY = ("paper", "table", "row", "column", "metric")
+_HEADING = re.compile(r"^# (\w+), Table (\w+): (.+)$", re.MULTILINE)
+
+
+def write() -> list[str]:
+    """Write all generated pages.
+
+    Returns:
+        Their file names below `book/_generated/`.
+    """
+    texts = {"rerun.md": rerun(), "cells.md": paper_cells(), "api.md": api()}
+    for name, text in texts.items():
+        write_atomic(paths.GENERATED / name, text)
+    return list(texts)
+
+
+def descriptions() -> dict[tuple[str, str], str]:
+    """Return what each paper table reports: the comment above its cells in `data/paper_values.toml`."""
+    text = paths.PAPER_VALUES.read_text(encoding="utf-8")
+    return {(paper, table): what.strip() for paper, table, what in _HEADING.findall(text)}
+
+
+def reproduced_by() -> dict[tuple[str, str], str]:
+    """Return the notebook that reproduces each paper table or figure, as the notebooks' metadata says."""
+    found: dict[tuple[str, str], str] = {}
+    for template in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
+        for entry in metadata(template).get("tables", []):
+            paper, _, table = entry.partition(" ")
+            found.setdefault((paper, table), template.stem)
+    return found
+
+
+def rerun() -> str:
+    """Return the page that maps each paper table to one command, or to "not yet"."""
+    what, made_by, printed = descriptions(), reproduced_by(), paper_values()
+    tables = dict.fromkeys([*zip(printed["paper"], printed["table"], strict=True), *made_by])
+    parts = []
+    for paper, title in PAPER_TITLES.items():
+        lines = []
+        for table in (table for owner, table in tables if owner == paper):
+            name = made_by.get((paper, table))
+            line = {"Table": _label(table), "What it reports": what.get((paper, table), NOTHING)}
+            line["Chapter"] = f"{{doc}}`/_executed/{name}`" if name else NOTHING
+            command = f"`papermill notebooks/{name}.ipynb out.ipynb -p profile quick`"
+            lines.append(line | {"Command": command if name else "not yet"})
+        caption = f"Re-running {{cite}}`{paper}`"
+        parts.append(f"## {title}\n\n" + _table(f"rerun-{paper}".replace("_", "-"), caption, lines, "psm-rerun"))
+    return "\n".join(parts)
+
+
+def paper_cells() -> str:
+    """Return the page that sets every printed number beside ours, or beside the reason why there is none."""
+    ours, what, made_by = _ours(), descriptions(), reproduced_by()
+    count: Counter[str] = Counter()
+    parts: list[str] = []
+    printed = paper_values()
+    for paper, title in PAPER_TITLES.items():
+        parts.append(f"## {title}\n\nNumbers printed in {{cite}}`{paper}`.\n")
+        for table, cells in printed[printed["paper"] == paper].groupby("table", sort=False):
+            key = (paper, str(table))
+            lines = [_compared(cell, ours, made_by.get(key)) for cell in cells.to_dict("records")]
+            count.update(line["Status"].split(":")[0] for line in lines)
+            caption = f"{title}, {_label(table)}: {what.get(key, 'printed numbers')}"
+            parts.append(_table(f"cells-{paper}-{table}".replace("_", "-"), caption, lines, "psm-record"))
+    summary = ", ".join(f"{number} {status}" for status, number in count.most_common())
+    return f"{count.total()} printed numbers: {summary}.\n\n" + "\n".join(parts)
+
+
+def api() -> str:
+    """Return the list of public modules, for autodoc: a new module cannot be forgotten."""
+    files = sorted(paths.PACKAGE.rglob("*.py"))
+    names = [".".join(f.relative_to(paths.PACKAGE.parent).with_suffix("").parts) for f in files]
+    public = [name for name in names if not any(part.startswith("_") for part in name.split("."))]
+    return "\n".join(f"## {n}\n\n```{{eval-rst}}\n.. automodule:: {n}\n   :members:\n```\n" for n in public)
+
+
+def _ours() -> dict[tuple[str, ...], dict[str, Any]]:
+    """Return our result for each cell: the one of the largest budget."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for profile in PROFILES:  # small budgets first: a larger one takes the place of a smaller
+        for file in sorted((paths.RESULTS / profile).glob("*.json")):
+            for row in load(profile, file.stem).frame().to_dict("records"):
+                key = tuple(row[name] for name in _IDENTITY)
+                if not pd.isna(row["value"]) or key not in found:
+                    found[key] = row | {"profile": profile}
+    return found
+
+
+def _compared(
+    cell: Mapping[str, Any], ours: Mapping[tuple[str, ...], Mapping[str, Any]], notebook: str | None
+) -> dict[str, str]:
+    """Return one line of the comparison; its status starts with a word that can be counted."""
+    unit = "" if cell["unit"] == "1" else f" ({cell['unit']})"
+    line = {"Row": cell["row"], "Column": cell["column"], "Metric": cell["metric"] + unit}
+    whole = float(cell["value"]).is_integer()
+    line |= {
+        "Paper": f"{cell['value']:,.0f}" if whole else f"{cell['value']:,}",
+        "Ours": NOTHING,
+        "Exact": NOTHING,
+    }
+    row = ours.get(tuple(cell[name] for name in _IDENTITY))
+    if row is None:
+        return line | {"Status": f"not run: no such row in {notebook}" if notebook else "not yet"}
+    if not pd.isna(row["value"]):
+        line["Ours"] = f"{fmt(row['value'], row['stderr'])} ({row['profile']}, n = {row['n_seeds']})"
+        line["Exact"] = fmt(row["exact"])
+    return line | {"Status": row["status"].replace("_", " ") + (f": {row['note']}" if row["note"] else "")}
+
+
+def _label(table: str) -> str:
+    return f"Figure {table[3:]}" if table.startswith("fig") else f"Table {table}"
+
+
+def _table(name: str, caption: str, lines: list[dict[str, str]], kind: str) -> str:
+    body = markdown_table(pd.DataFrame(lines))
+    return f":::{{table}} {caption}\n:name: {name}\n:class: psm-table {kind}\n\n{body}\n:::\n"

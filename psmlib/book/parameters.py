@@ -1,0 +1,158 @@
+"""Strict notebook parameters: an unknown name or a wrong type is an error before anything runs.
+
+papermill itself only logs an unknown parameter and runs on. Here the names and types come from the literals
+of the notebook's `parameters` cell. The runner checks before it starts a kernel; `check`, called in a
+notebook's first cells, gives the same protection to somebody who calls papermill directly.
+"""
+
+import ast
+import difflib
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from psmlib.machine import paths
+
+PROFILES: tuple[str, ...] = ("smoke", "quick", "gpu", "paper")
+
+
+class ParameterError(ValueError):
+    """A parameter that the notebook does not know, or a value of the wrong type."""
+
+
+def declared(template: Path) -> dict[str, Any]:
+    """Return the parameters a notebook declares, with their default values.
+
+    Args:
+        template: Path of a notebook with one cell tagged `parameters` that holds plain literals.
+
+    Returns:
+        Names and default values, in the order of the cell.
+
+    Raises:
+        ParameterError: If the notebook is missing or names no kernel, or declares nothing but literals.
+    """
+    from papermill import inspect_notebook  # half a second: only those who ask for parameters pay it
+
+    if not template.is_file():
+        known = ", ".join(sorted(p.stem for p in template.parent.glob("*.ipynb"))) or "none"
+        raise ParameterError(f"There is no notebook {template.stem!r}: notebooks/ has {known}.")
+    logging.getLogger("papermill").setLevel(logging.WARNING)
+    try:
+        found = inspect_notebook(template)
+    except ValueError:
+        raise ParameterError(f"{template.stem} names no kernel: set its kernelspec to python3.") from None
+    if not found:
+        raise ParameterError(f"{template.stem} has no parameters: tag a cell of literals 'parameters'.")
+    values = {}
+    for name, entry in found.items():
+        try:
+            values[name] = ast.literal_eval(entry["default"])
+        except (ValueError, SyntaxError):
+            text = f"{template.stem} sets {name} = {entry['default']} in its parameters cell: write a literal."
+            raise ParameterError(text) from None
+    return values
+
+
+def convert(name: str, text: str, default: Any) -> Any:
+    """Turn command-line text into a value of the default's type.
+
+    Args:
+        name: Name of the parameter, for the error message.
+        text: The text that was typed.
+        default: The notebook's default, whose type is the type wanted.
+
+    Returns:
+        The value.
+
+    Raises:
+        ParameterError: If the text is no such value.
+
+    Example:
+        >>> convert("seeds", "3", 0), convert("rate", "1e-3", 0.1), convert("ema", "true", False)
+        (3, 0.001, True)
+        >>> convert("seeds", "many", 0)
+        Traceback (most recent call last):
+        psmlib.book.parameters.ParameterError: seeds must be of type int, like 0, not 'many'.
+    """
+    try:
+        if isinstance(default, str):
+            return text
+        value = {"true": True, "false": False}.get(text.lower()) if isinstance(default, bool) else None
+        value = ast.literal_eval(text) if value is None else value
+    except (ValueError, SyntaxError, TypeError):
+        value = text
+    _check_type(name, value, default)
+    return float(value) if isinstance(default, float) else value
+
+
+def resolve(template: Path, given: Mapping[str, str]) -> dict[str, Any]:
+    """Check what was typed against what the notebook declares.
+
+    Args:
+        template: Path of the notebook.
+        given: Names and texts from the command line.
+
+    Returns:
+        Every declared parameter with the value it will have.
+
+    Raises:
+        ParameterError: If a name is unknown or a value has the wrong type.
+    """
+    known = declared(template)
+    _check_names(template.stem, given, known)
+    values = known | {name: convert(name, text, known[name]) for name, text in given.items()}
+    _check_profile(values)
+    return values
+
+
+def check(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """Check, inside a running notebook, the parameters that papermill or the reader set.
+
+    Args:
+        notebook: Name of the notebook without its suffix, such as `"psm_toys"`.
+        namespace: The notebook's `globals()`.
+
+    Returns:
+        The declared parameters with their present values.
+
+    Raises:
+        ParameterError: If papermill injected a name that the notebook does not declare, or a type is wrong.
+    """
+    known = declared(paths.NOTEBOOKS / f"{notebook}.ipynb")
+    _check_names(notebook, _injected(namespace.get("In", ())), known)
+    values = {name: namespace[name] for name in known}
+    for name, value in values.items():
+        _check_type(name, value, known[name])
+    _check_profile(values)
+    return values
+
+
+def _injected(history: Any) -> list[str]:
+    """Return the names set by the cell that papermill injects, known by its first line in the history."""
+    cells = [text for text in history if text.startswith("# Parameters\n")]
+    statements = [node for text in cells[:1] for node in ast.parse(text).body if isinstance(node, ast.Assign)]
+    return [target.id for node in statements for target in node.targets if isinstance(target, ast.Name)]
+
+
+def _check_names(notebook: str, given: Any, known: Mapping[str, Any]) -> None:
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            takes = ", ".join(f"{key} ({type(value).__name__})" for key, value in known.items())
+            raise ParameterError(f"{notebook} has no parameter {name!r}{hint}: it takes {takes}.")
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    wanted = type(default)
+    fits = type(value) is wanted or (wanted is float and type(value) is int)
+    if not fits or (isinstance(value, float) and not math.isfinite(value)):
+        raise ParameterError(f"{name} must be of type {wanted.__name__}, like {default!r}, not {value!r}.")
+
+
+def _check_profile(values: Mapping[str, Any]) -> None:
+    if "profile" in values and values["profile"] not in PROFILES:
+        raise ParameterError(f"There is no profile {values['profile']!r}: take {', '.join(PROFILES)}.")

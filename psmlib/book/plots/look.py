@@ -1,0 +1,130 @@
+"""The look of every figure: type, colours, the caption under it, and the file that other pages show."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from psmlib.machine import paths
+from psmlib.machine.files import write_atomic
+
+WIDTH = 6.4  # inches; a phone shows it at about half of its size, hence the large type
+DPI_LINES, DPI_DENSE = 160, 110
+FLOOR_COLOUR = "#222222"
+
+# Okabe and Ito's colours, then Tol's muted ones: both told apart by colour-blind readers.
+METHOD_COLOURS = {
+    "SA-DPM": "#D55E00",
+    "TPSM-A": "#E69F00",
+    "TPSM-B": "#009E73",
+    "TPSM-C": "#0072B2",
+    "TPSM-10blocks": "#56B4E9",
+    "DPSM": "#CC79A7",
+    "OT flow matching": "#882255",
+    "DDPM": "#999933",
+    "exact": FLOOR_COLOUR,
+    "paper": "#555555",
+}
+OTHER_COLOURS = ("#332288", "#117733", "#AA4499", "#44AA99", "#661100", "#6699CC", "#888888")
+
+
+def style() -> None:
+    """Sets matplotlib to the book's look: opaque white, large type, colour-blind-safe cycle.
+
+    Example:
+        >>> style()
+        >>> plt.rcParams["figure.facecolor"], plt.rcParams["savefig.transparent"]
+        ('white', False)
+    """
+    plt.rcParams.update(
+        {
+            "figure.facecolor": "white",
+            "figure.figsize": (WIDTH, 4.0),
+            "figure.dpi": DPI_LINES,
+            "figure.constrained_layout.use": True,  # for the reader's own figures
+            "savefig.facecolor": "white",
+            "savefig.transparent": False,
+            "savefig.dpi": "figure",
+            "axes.facecolor": "white",
+            "axes.edgecolor": "#444444",
+            "axes.grid": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 13,
+            "axes.labelsize": 13,
+            "axes.prop_cycle": plt.cycler(color=[*list(METHOD_COLOURS.values())[:8], *OTHER_COLOURS]),
+            "font.size": 12,
+            "xtick.labelsize": 12,
+            "ytick.labelsize": 12,
+            "legend.fontsize": 11.5,
+            "legend.frameon": False,
+            "lines.linewidth": 2.0,
+            "lines.markersize": 7.0,
+            "grid.color": "#dddddd",
+            "image.origin": "lower",
+            "svg.fonttype": "none",
+            "svg.hashsalt": "psmlib",
+        }
+    )
+
+
+def colour(name: str) -> str:
+    """The colour of a method, the same in every figure; "TPSM-B, conditioned" has the colour of TPSM-B.
+
+    Example:
+        >>> colour("TPSM-B") == colour("TPSM-B, conditioned") != colour("TPSM-A")
+        True
+    """
+    return colours([name])[name]
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name of one figure: a method's own, and for the others one after another, so that they differ.
+
+    Example:
+        >>> len(set(colours(["data", "noise", "SA-DPM"]).values()))
+        3
+    """
+    spare, found = itertools.cycle(OTHER_COLOURS), {}
+    for name in names:
+        known = [m for m in METHOD_COLOURS if name == m or name.startswith((f"{m} ", f"{m},"))]
+        found[name] = METHOD_COLOURS[max(known, key=len)] if known else next(spare)
+    return found
+
+
+def save(figure: Figure, name: str, ending: str = "png") -> Path:
+    """Writes a figure to book/_generated/<name>.<ending> for {figure} on other pages; returns where it is."""
+    buffer = io.BytesIO()
+    # Dates and versions would make equal pictures differ.
+    stamps = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}.get(ending)
+    figure.savefig(buffer, format=ending, metadata=stamps, bbox_inches="tight")
+    return write_atomic(Path(paths.GENERATED) / f"{name}.{ending}", buffer.getvalue())
+
+
+def as_array(values) -> np.ndarray:
+    """Numbers from a tensor, array or list, on the CPU in double precision."""
+    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=float)
+
+
+def new_axes(rows: int, columns: int, size: tuple[float, float], **options) -> tuple[Figure, np.ndarray]:
+    """Axes in a grid whose layout makes room for every label, whether or not `style` was called."""
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    plt.close(figure)  # at once: after an error a half-drawn figure would turn up below some other cell
+    return figure, axes
+
+
+def finish(figure: Figure, caption: str, dpi: int = DPI_LINES) -> Figure:
+    """Sets the resolution and writes the caption under the picture."""
+    figure.set_dpi(dpi)
+    if caption.strip():
+        text = textwrap.fill(" ".join(caption.split()), int(figure.get_figwidth() * 13.5))
+        figure.supxlabel(text, fontsize=11, color="0.25")
+    return figure

@@ -1,0 +1,285 @@
+"""Results: one record per table cell, kept with the circumstances under which it was measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from psmlib.machine import paths
+from psmlib.machine.files import write_atomic
+from psmlib.machine.provenance import device_name, git_state, peak_gpu_memory, peak_memory, source_hash, versions
+
+PAPERS = ("psm", "diffusion_time", "high_precision", "aligner", "multistage", "ours")
+STATUSES = ("reproduced", "within_noise", "differs", "scaled_down", "needs_data", "not_run")
+NO_VALUE = ("needs_data", "not_run")  # the statuses of a cell without a figure
+KEY = ("paper", "table", "row", "column", "metric", "dataset")
+FIELDS = (*KEY, "unit", "value", "stderr", "n_seeds", "budget", "exact", "status", "note")
+
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[\w.@+~-]+/)+")
+
+
+class Results:
+    """The results of one notebook at one profile.
+
+    Args:
+        notebook: The notebook's name without its ending, such as "psm_toys".
+        profile: The budget it ran under: smoke, quick, gpu or paper.
+        parameters: The notebook's parameters, as JSON can hold them.
+        seeds: The seeds that were used. If None, the `seeds` parameter as it was given.
+
+    Example:
+        >>> results = Results("psm_toys", "smoke", {"dataset": "TY", "device": "cpu"})
+        >>> results.add(paper="psm", table="1", row="TY", column="TPSM-B", metric="NLL", unit="nats",
+        ...             value=torch.tensor(0.75), stderr=0.01, n_seeds=3, dataset="TY",
+        ...             budget={"updates": 8000, "blocks": 4}, exact=0.5, status="scaled_down")
+        >>> len(results), float(results.frame().loc[0, "value"])
+        (1, 0.75)
+        >>> results.add(paper="psm", table="1", row="TY", column="TPSM-C", metric="NLL", unit="nats",
+        ...             value=float("nan"), status="differs")
+        Traceback (most recent call last):
+        ...
+        ValueError: value of psm 1 / TY / TPSM-C / NLL is nan: give a finite number, or use status "not_run"
+    """
+
+    def __init__(
+        self,
+        notebook: str,
+        profile: str,
+        parameters: Mapping | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+    ):
+        for name, text in (("notebook", notebook), ("profile", profile)):
+            if not isinstance(text, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", text):
+                raise ValueError(f"{name} must be a name of letters, digits, _ and -, got {text!r}")
+        self.notebook = notebook
+        self.profile = profile
+        self.parameters = _plain(dict(parameters or {}), "parameters")
+        self.seeds = [int(s) for s in seeds] if seeds is not None else self.parameters.get("seeds")
+        self.provenance: dict | None = None  # set once saved or loaded
+        self._rows: dict[tuple[str, ...], dict] = {}
+        self._data: dict[str, str] = {}
+        self._start = time.perf_counter()
+        self._loaded = False
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"Results({self.notebook!r}, {self.profile!r}, {len(self)} rows)"
+
+    def add(
+        self,
+        *,
+        paper: str,
+        table: str,
+        row: str,
+        column: str,
+        metric: str,
+        unit: str,
+        value,
+        status: str,
+        stderr=None,
+        n_seeds: int = 1,
+        dataset: str = "",
+        budget: Mapping | None = None,
+        exact=None,
+        note: str = "",
+    ) -> None:
+        """Adds the record of one table cell.
+
+        Args:
+            paper, table, row, column, metric: The cell, named as in data/paper_values.toml, or paper "ours".
+            unit: Unit of the value, "1" if it has none.
+            value: The figure: a number, or a tensor or array of one element. None if there is none.
+            status: One of reproduced, within_noise, differs, scaled_down, needs_data, not_run.
+            stderr: Standard error of the value.
+            n_seeds: Number of independent repetitions behind the value and its error.
+            dataset: The data set that was used, if row and column do not say so.
+            budget: What was spent: updates, blocks, nfe, samples, parameters, ...
+            exact: The floor or closed-form value, if there is one.
+            note: One sentence for the reader; for a cell without a value, the reason.
+
+        Raises:
+            ValueError: when a field is of the wrong kind, not finite, or the cell is there already.
+        """
+        if self._loaded:
+            raise ValueError(f"results of {self.notebook} were read from disk: make a new Results to add to")
+        texts = dict(paper=paper, table=table, row=row, column=column, metric=metric, dataset=dataset, unit=unit)
+        for name, text in {**texts, "note": note}.items():
+            if not isinstance(text, str) or not (text.strip() or name in ("dataset", "note")):
+                raise ValueError(f"{name} of a result must be text, got {text!r}: write it as in paper_values.toml")
+        cell = f"{paper} {table} / {row} / {column} / {metric}" + (f" / {dataset}" if dataset else "")
+        for name, word, known in (("paper", paper, PAPERS), ("status", status, STATUSES)):
+            if word not in known:
+                raise ValueError(f"{name} of {cell} is {word!r}: use one of {', '.join(known)}")
+        if isinstance(n_seeds, bool) or not isinstance(n_seeds, int | np.integer) or n_seeds < 1:
+            raise ValueError(f"n_seeds of {cell} is {n_seeds!r}: give a whole number of at least 1")
+        value, stderr, exact = (
+            _number(v, f"{name} of {cell}", none=name != "value" or status in NO_VALUE, nan=status in NO_VALUE)
+            for name, v in (("value", value), ("stderr", stderr), ("exact", exact))
+        )
+        if stderr is not None and stderr < 0:
+            raise ValueError(f"stderr of {cell} is {stderr:g}: give a standard error, which is never negative")
+        if status in NO_VALUE and (value is not None or not note.strip()):
+            raise ValueError(f'{cell} has status "{status}": give value=None and the reason as its note')
+        if budget is not None and not isinstance(budget, Mapping):
+            raise ValueError(f"budget of {cell} is {budget!r}: give a dict such as {{'updates': 8000}}")
+        key = (paper, table, row, column, metric, dataset)
+        if key in self._rows:
+            raise ValueError(f"{cell} has a result already: name another row or column, or drop one of the two")
+        self._rows[key] = {
+            **texts,
+            "value": value,
+            "stderr": stderr,
+            "n_seeds": 0 if value is None else int(n_seeds),
+            "budget": _plain(dict(budget or {}), f"budget of {cell}"),
+            "exact": exact,
+            "status": status,
+            "note": " ".join(note.split()),
+        }
+
+    def data_hash(self, name: str, data) -> str:
+        """Notes the SHA-256 of a data set in the provenance, and returns it.
+
+        Args:
+            name: Name of the data set.
+            data: Bytes, an array or a tensor; of the last two, type and shape count too.
+
+        Example:
+            >>> Results("x", "smoke").data_hash("digits", b"abc")[:8]
+            'ba7816bf'
+        """
+        if isinstance(data, torch.Tensor):
+            data = data.detach().cpu().numpy()
+        if isinstance(data, bytes | bytearray | memoryview):
+            blob = bytes(data)
+        elif isinstance(data, np.ndarray):
+            blob = f"{data.dtype.str}{data.shape}".encode() + np.ascontiguousarray(data).tobytes()
+        else:
+            raise ValueError(f"data_hash of {name!r} takes bytes, an array or a tensor, got {type(data).__name__}")
+        self._data[name] = hashlib.sha256(blob).hexdigest()
+        return self._data[name]
+
+    def frame(self) -> pd.DataFrame:
+        """One line per result, in the order in which they were added; None becomes NaN in number columns."""
+        frame = pd.DataFrame(list(self._rows.values()), columns=list(FIELDS))
+        return frame.astype({"value": float, "stderr": float, "exact": float})
+
+    def save(self) -> Path:
+        """Writes data/results/<profile>/<notebook>.json in one step, and returns where it is.
+
+        Raises:
+            ValueError: when these results were read from disk: their provenance is not ours to renew.
+        """
+        if self._loaded:
+            raise ValueError(f"results of {self.notebook} were read from disk: run the notebook to renew them")
+        document = {"provenance": self._provenance(), "rows": list(self._rows.values())}
+        document = _portable(document)
+        self.provenance = document["provenance"]
+        text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        return write_atomic(_path(self.profile, self.notebook), text + "\n")
+
+    def _provenance(self) -> dict:
+        device = str(self.parameters.get("device", "cpu"))
+        return {
+            "notebook": self.notebook,
+            "profile": self.profile,
+            "parameters": self.parameters,
+            "seeds": self.seeds,
+            **git_state(),
+            "device": device_name(device),
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "wall_seconds": round(time.perf_counter() - self._start, 2),
+            "peak_memory_mib": peak_memory(),
+            "peak_gpu_memory_mib": peak_gpu_memory(device),
+            "data_sha256": self._data,
+            "source_sha256": source_hash(self.notebook),
+        }
+
+
+def load(profile: str, notebook: str) -> Results:
+    """Reads back what a notebook saved; the rows are checked again, and nothing can be added.
+
+    Raises:
+        FileNotFoundError: when that notebook has no results at that profile.
+        ValueError: when the file is not what `save` writes.
+    """
+    path = _path(profile, notebook)
+    results = Results(notebook, profile)
+    where = f"data/results/{profile}/{notebook}.json"
+    again = f"run python -m psmlib.run notebook {notebook} --profile {profile}"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        for row in document["rows"]:
+            results.add(**row | {"n_seeds": row["n_seeds"] or 1})
+        results.provenance = dict(document["provenance"])
+        results.parameters = dict(results.provenance["parameters"])
+        results.seeds = results.provenance["seeds"]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{where} is not there: {again}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{where} cannot be read ({reason}): {again}") from error
+    results._loaded = True
+    return results
+
+
+def _path(profile: str, notebook: str) -> Path:
+    return Path(paths.RESULTS) / profile / f"{notebook}.json"
+
+
+def _number(value, what: str, *, none: bool, nan: bool) -> float | None:
+    """A finite Python float out of whatever holds one number; None, and NaN as None, only where allowed."""
+    instead = 'status "not_run"'
+    if value is None and none:
+        return None
+    if value is None:
+        raise ValueError(f"{what} is missing: give a finite number, or use {instead}")
+    try:
+        number = value.item() if hasattr(value, "item") else value
+        if isinstance(number, str | bytes | bool):
+            raise TypeError("text and truth are not figures")
+        number = float(number)
+    except (TypeError, ValueError, RuntimeError):
+        shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+        raise ValueError(f"{what} is of type {type(value).__name__}{shape}: give one number") from None
+    if math.isnan(number) and nan:
+        return None
+    if not math.isfinite(number):
+        raise ValueError(f"{what} is {number}: give a finite number, or use {'None' if none else instead}")
+    return number
+
+
+def _plain(value, what: str):
+    """The same value in types that JSON holds; array and tensor scalars become numbers."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v, f"{what}[{k!r}]") for k, v in value.items()}
+    if isinstance(value, list | tuple | set | range):
+        return [_plain(v, what) for v in value]
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        return _plain(value.tolist(), what)
+    if isinstance(value, Path):
+        return value.as_posix()
+    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ValueError(f"{what} is {value!r}, which JSON cannot hold: use numbers, text, lists and dicts")
+
+
+def _portable(value):
+    """The document without folders of this machine: a path becomes relative to ROOT or a bare name."""
+    if isinstance(value, Mapping):
+        return {k: _portable(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_portable(v) for v in value]
+    return _FOLDERS.sub("", value.replace(f"{paths.ROOT}/", "")) if isinstance(value, str) else value

@@ -1,0 +1,5 @@
+"""Where to cut diffusion time."""
+
+from psmlib.clustering.rules import split
+
+__all__ = ["split"]

@@ -1,0 +1,1 @@
+"""How long to diffuse: the evidence bound of a shorter diffusion, its parts, and laws that stand for x_T."""

@@ -1,0 +1,270 @@
+r"""Auxiliary models: what stands for the law of x_T when diffusion stops early (How Much Is Enough?, Section 3.1).
+
+A short diffusion leaves x_T far from the noise :math:`p_{noise}` that sampling starts from. With a model
+:math:`\nu_\phi` in its place the bound on the likelihood becomes
+
+.. math:: L^\phi(s, T) = E\log p_{data} - G(s, T) - \mathrm{KL}[p(x, T)\,\|\,\nu_\phi],
+
+so nu is fitted by maximum likelihood, either to data that were diffused to T or, for densities by the probability-flow
+equation, to where that equation with the learned score takes the data (Section 3.3). A likelihood takes it as
+``log_likelihood(..., t1=nu.T, prior=nu)``, a sampler starts at T from ``nu.sample``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from psmlib.bank import checkpoint
+from psmlib.data.toys import Mixture
+from psmlib.diffusion_time import dirichlet_mixture
+from psmlib.diffusion_time.dirichlet_mixture import GaussianMixture
+from psmlib.diffusion_time.noised_data import check_time, diffused_data, normal
+from psmlib.nets.glow import Glow
+from psmlib.process import Process, Shortened
+
+_VALUES = 1 << 18
+"""Values of images a piece when a Glow is evaluated: what its layers hold is some hundred times that."""
+
+
+class Auxiliary:
+    """A model of the law of x_T under a process; made by this module's functions and by `glow_training.fit_glow`.
+
+    Attributes:
+        law: A :class:`~psmlib.diffusion_time.dirichlet_mixture.GaussianMixture`, a
+            :class:`~psmlib.nets.glow.Glow`, or a closed form.
+        process: Whose x_T it models.
+        T: At which time.
+        shape: Of a point.
+        name: What tables call it.
+        about: How it was fitted.
+
+    Example:
+        >>> from psmlib.process import VP
+        >>> nu = gaussian(VP(), 1., (2,))
+        >>> nu.sample(3, torch.Generator().manual_seed(0)).shape, nu.log_prob(torch.zeros(3, 2)).shape
+        (torch.Size([3, 2]), torch.Size([3]))
+    """
+
+    def __init__(self, law, process: Process, T: float, shape: Sequence[int], name: str, about: dict | None = None):
+        check_time(process, T)
+        self.law, self.process, self.T, self.shape = law, process, float(T), tuple(shape)
+        self.name, self.about = name, about or {}
+
+    def __repr__(self) -> str:
+        return f"Auxiliary({self.name} at T = {self.T:g} of {self.process!r})"
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers were fitted."""
+        return self.law.parameter_count if isinstance(self.law, Glow) else self.law.parameters
+
+    @property
+    def active(self) -> int | None:
+        """Components of a mixture that weigh more than a thousandth; None for what has no components."""
+        return self.law.active if isinstance(self.law, GaussianMixture) else None
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log density, in nats, in the dtype and on the device of the points.
+
+        Args:
+            x: Points. Shape: (n, *shape).
+
+        Returns:
+            Shape: (n,).
+
+        Raises:
+            ValueError: for points of another shape, or that are no floating-point numbers.
+        """
+        if tuple(x.shape[1:]) != self.shape or x.dim() < 2:
+            raise ValueError(f"{self!r} is of points of shape {self.shape}, got a batch of shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"{self!r} takes points of a floating-point dtype, got {x.dtype}: diffuse the data first")
+        if isinstance(self.law, Glow):
+            # copies of the parameters, so that float64 points are dealt with in float64 whatever it was trained in
+            held = {name: tensor.detach().to(x) for name, tensor in self.law.state_dict().items()}
+            rows = max(1, _VALUES // math.prod(self.shape))
+            return torch.cat([torch.func.functional_call(self.law, held, (y,)) for y in x.split(rows)])
+        return self.law.log_prob(x.flatten(1))
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, generator: torch.Generator | None = None, *,
+        dtype: torch.dtype = torch.float64, device: str | torch.device | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Draws x_T.
+
+        Args:
+            n: How many.
+            generator: Source of randomness.
+            dtype: Of the points; ``**score.home`` gives what a Score wants.
+            device: Where they go; by default they stay where they were made.
+
+        Returns:
+            Shape: (n, *shape).
+        """
+        return self.law.sample(n, generator).reshape(n, *self.shape).to(device=device, dtype=dtype)
+
+    def check(self, process: Process, T: float) -> None:
+        """Refuses to stand for the law at another time or under another process; one cut at T is the same process.
+
+        Raises:
+            ValueError: naming both.
+        """
+        _check_same(self.name, repr(_uncut(self.process)), self.T, process, T)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a fitted model to a safetensors file.
+
+        Raises:
+            ValueError: for a closed form.
+        """
+        if isinstance(self.law, GaussianMixture):
+            tensors = {name: getattr(self.law, name) for name in ("weights", "means", "covariances")}
+            kind = {"kind": "mixture", "covariance": self.law.covariance}
+        elif isinstance(self.law, Glow):
+            tensors, kind = self.law.state_dict(), {"kind": "glow", "settings": self.law.settings}
+        else:
+            raise ValueError(f"{self!r} is a closed form, of which there is nothing to save: make it again")
+        where = {"process": repr(_uncut(self.process)), "T": self.T, "shape": self.shape, "name": self.name}
+        checkpoint.save(path, tensors, {**kind, **where, "about": self.about})
+
+
+def load(path: str | Path, process: Process, T: float) -> Auxiliary:
+    """Reads what :meth:`Auxiliary.save` wrote.
+
+    Args:
+        path: The file.
+        process: Whose x_T it must model.
+        T: At which time.
+
+    Raises:
+        ValueError: when the file is missing or broken, holds no auxiliary model, or one of another T or process.
+
+    Example:
+        >>> import tempfile
+        >>> from psmlib.process import VP
+        >>> nu = fit_mixture(torch.randn(100, 2, generator=torch.Generator().manual_seed(0)), VP(), .5, components=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     nu.save(f"{folder}/nu.safetensors")
+        ...     load(f"{folder}/nu.safetensors", VP(), .5)
+        Auxiliary(mixture at T = 0.5 of VP(beta_min=0.1, beta_max=20.0))
+    """
+    tensors, found = checkpoint.load(path)
+    if found.get("kind") not in ("mixture", "glow"):
+        raise ValueError(f"{path} does not hold an auxiliary model: write it with Auxiliary.save")
+    _check_same(found["name"], found["process"], found["T"], process, T)
+    if found["kind"] == "mixture":
+        law = GaussianMixture(**tensors, covariance=found["covariance"])
+    else:
+        law = Glow(found["shape"], **found["settings"], dtype=tensors["top.shift"].dtype)
+        law.load_state_dict(tensors)
+    return Auxiliary(law, process, T, found["shape"], found["name"], found["about"])
+
+
+class _Noise:
+    """The noise of a process cut at T, in d dimensions."""
+
+    parameters = 0
+
+    def __init__(self, process: Process, T: float, d: int):
+        self.process, self.d = Shortened(process, T), d
+        self.std = self.process.prior_std
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.process.prior_log_prob(x)
+
+    def sample(self, n: int, generator: torch.Generator | None) -> Tensor:
+        return self.std * normal((n, self.d), generator)
+
+
+class _Diffused:
+    """The exact law of x_T for an exactly known density of data."""
+
+    parameters = 0
+
+    def __init__(self, mixture: Mixture, process: Process, T: float):
+        self.mixture, self.process, self.T = mixture, process, T
+        self.score = mixture.diffused(process)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.score.log_prob(x, self.T)
+
+    def sample(self, n: int, generator: torch.Generator | None) -> Tensor:
+        return diffused_data(self.mixture.sample(n, generator), self.process, self.T, generator)
+
+
+def gaussian(process: Process, T: float, shape: Sequence[int]) -> Auxiliary:
+    r"""The noise that the process itself takes for x_T: N(0, I) for VP, :math:`N(0, \sigma^2(T) I)` for VE at this T.
+
+    Raises:
+        ValueError: when T lies outside (0, process.T].
+
+    Example:
+        >>> from psmlib.process import EDM
+        >>> gaussian(EDM(), 2., (1,)).law.std
+        2.0
+    """
+    check_time(process, T)
+    return Auxiliary(_Noise(process, T, math.prod(shape)), process, T, shape, "gaussian")
+
+
+def exact(mixture: Mixture, process: Process, T: float) -> Auxiliary:
+    """The law of x_T itself, of a toy: with it the bound falls short by the gap of the score alone (Proposition 1).
+
+    Raises:
+        ValueError: when T lies outside (0, process.T].
+
+    Example:
+        >>> from psmlib.data.toys import HG
+        >>> from psmlib.process import VP
+        >>> exact(HG(), VP(), .4)
+        Auxiliary(exact HG at T = 0.4 of VP(beta_min=0.1, beta_max=20.0))
+    """
+    return Auxiliary(_Diffused(mixture, process, T), process, T, (mixture.dim,), f"exact {mixture.name}")
+
+
+def fit_mixture(x_T: Tensor, process: Process, T: float, **settings) -> Auxiliary:
+    """A Dirichlet-process mixture of Gaussians fitted to points x_T.
+
+    Args:
+        x_T: Diffused data, or the ends of the probability-flow equation. Shape: (n, *shape).
+        process: That the points went through.
+        T: Until when.
+        settings: components, covariance, seed and others of :func:`psmlib.diffusion_time.dirichlet_mixture.fit`.
+
+    Raises:
+        ValueError: when T lies outside (0, process.T], or the points or settings will not do.
+
+    Example:
+        >>> from psmlib.data.toys import HG
+        >>> from psmlib.diffusion_time.noised_data import diffused_data
+        >>> from psmlib.process import VP
+        >>> g = torch.Generator().manual_seed(0)
+        >>> x_T = diffused_data(HG().sample(500, g), VP(), .4, g)
+        >>> fit_mixture(x_T, VP(), .4, components=3, covariance="spherical").parameters
+        11
+    """
+    check_time(process, T)
+    if x_T.dim() < 2:
+        raise ValueError(f"x_T has shape (n, *shape), got {tuple(x_T.shape)}: give numbers an axis of their own")
+    law, about = dirichlet_mixture.fit(x_T.flatten(1), **settings)
+    return Auxiliary(law, process, T, x_T.shape[1:], "mixture", about)
+
+
+def _check_same(name: str, its_process: str, its_T: float, process: Process, T: float) -> None:
+    check_time(process, T)
+    if its_process != repr(_uncut(process)) or not math.isclose(its_T, T, rel_tol=1e-9):
+        raise ValueError(
+            f"this {name} models x_T at T = {its_T:g} of {its_process}, not at T = {T:g} of "
+            f"{_uncut(process)!r}: fit one there"
+        )
+
+
+def _uncut(process: Process) -> Process:
+    """The process that one was made of by stopping it."""
+    return process.process if isinstance(process, Shortened) else process

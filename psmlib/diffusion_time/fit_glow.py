@@ -1,0 +1,161 @@
+"""Training a Glow to be the auxiliary model of a shorter diffusion (How Much Is Enough?, CIFAR-10 and CelebA)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from psmlib.bank import checkpoint
+from psmlib.diffusion_time.auxiliary import Auxiliary
+from psmlib.diffusion_time.noised_data import check_time
+from psmlib.machine.streams import stream
+from psmlib.nets.glow import Glow
+from psmlib.process import Process
+from psmlib.training.batches import draw_points
+from psmlib.training.mlp_steps import CHUNK
+from psmlib.training.optim import SCHEDULES
+
+
+@dataclass
+class GlowProgress:
+    """Where the training of a Glow stands.
+
+    Attributes:
+        update: Updates done.
+        updates: Updates to do.
+        loss: Mean of -log nu(x_T) over the last chunk, nats per image.
+        seconds: Time spent so far.
+        auxiliary: The model as it is now; it goes on changing until the training ends.
+    """
+
+    update: int
+    updates: int
+    loss: float
+    seconds: float
+    auxiliary: Auxiliary
+
+
+def fit_glow(
+    x_T: Tensor | Callable[[int, torch.Generator], Tensor], process: Process, T: float, *, updates: int,
+    batch_size: int = 128, lr: float = 1e-3, schedule: str = "one_cycle", seed: int = 0, levels: int = 2,
+    steps: int = 4, hidden: int = 32, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+    path: str | Path | None = None, resume: bool = False, save_every: int = 2000,
+) -> Iterator[GlowProgress]:  # fmt: skip
+    """Trains a Glow on images x_T by maximum likelihood with Adam, yielding after each chunk.
+
+    Args:
+        x_T: Images to draw from, (N, C, H, W), or a function (n, generator) -> (n, C, H, W) that draws fresh ones, such
+            as :func:`psmlib.diffusion_time.noised_data.diffused_batches` makes.
+        process: That the images went through.
+        T: Until when.
+        updates: Adam steps.
+        batch_size: Images per step; the first batch also sets the scales and shifts of the actnorms.
+        lr: Learning rate (the peak, for "one_cycle").
+        schedule: "constant" or "one_cycle".
+        seed: Of the first values and of the batches.
+        levels: Scales of the Glow.
+        steps: Steps of the flow on each.
+        hidden: Channels within its couplings.
+        dtype: Of its parameters.
+        device: Where it is trained.
+        path: Checkpoint file.
+        resume: Go on from the checkpoint if it is there.
+        save_every: Updates between checkpoints.
+
+    Yields:
+        A :class:`GlowProgress` after every chunk of 50 updates; the last one's ``auxiliary`` is the model.
+
+    Raises:
+        ValueError: when T lies outside (0, process.T], for arguments that will not do, or a checkpoint of another run.
+        FloatingPointError: when the loss is not finite; the model keeps its last finite state.
+
+    Example:
+        >>> from psmlib.diffusion_time.noised_data import diffused_batches
+        >>> from psmlib.process import VP
+        >>> draw = diffused_batches(torch.zeros(10, 1, 4, 4), VP(), .4)
+        >>> for progress in fit_glow(draw, VP(), .4, updates=50, batch_size=16, levels=1, steps=1, hidden=4):
+        ...     pass
+        >>> progress.auxiliary.sample(2).shape
+        torch.Size([2, 1, 4, 4])
+    """
+    _check(process, T, updates, batch_size, lr, schedule)
+    rate = SCHEDULES[schedule](lr, updates)
+
+    def batches(chunk: int) -> Iterator[Tensor]:
+        """Those of a chunk, from a stream of its own: going on needs no state of it."""
+        generator = stream(seed, 1, chunk)
+        while True:
+            x = draw_points(x_T, batch_size, generator) if isinstance(x_T, Tensor) else x_T(batch_size, generator)
+            yield x.to(device=device, dtype=dtype)
+
+    x = next(batches(0))
+    net = Glow(x.shape[1:], levels=levels, steps=steps, hidden=hidden, seed=seed, dtype=dtype, device=device)
+    net.start(x)
+    about = {"updates": updates, "batch_size": batch_size, "lr": lr, "schedule": schedule, "seed": seed}
+    auxiliary = Auxiliary(net, process, T, net.shape, "glow", about)
+    optimiser, done, began = torch.optim.Adam(net.parameters()), 0, time.perf_counter()
+    data = f"{tuple(x_T.shape)} points" if isinstance(x_T, Tensor) else "a function"
+    run = {**about, "settings": net.settings, "process": repr(process), "T": T, "data": data, "dtype": str(dtype)}
+    if path is not None and resume and Path(path).exists():
+        done = _restore(path, run, net, optimiser)
+    if done >= updates:
+        yield GlowProgress(done, updates, math.nan, 0.0, auxiliary)
+    while done < updates:
+        before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        n, total = min(CHUNK, updates - done), torch.zeros((), dtype=torch.float64, device=device)
+        for i, x in zip(range(done, done + n), batches(done // CHUNK), strict=False):
+            optimiser.param_groups[0]["lr"] = rate(i)
+            with torch.enable_grad():
+                loss = -net.log_prob(x).mean()
+                optimiser.zero_grad()
+                loss.backward()
+            optimiser.step()
+            total += loss.detach()
+        if not bool(total.isfinite()) or not all(bool(p.isfinite().all()) for p in net.parameters()):
+            net.load_state_dict(before)
+            raise FloatingPointError(
+                f"the loss of the Glow at T = {T:g} is {float(total) / n} between updates {done} and {done + n}: lower "
+                f"lr ({lr:g}) or check the data; it was put back to update {done}"
+            )
+        done += n
+        if path is not None and (done % save_every < CHUNK or done == updates):
+            checkpoint.save(path, _state(net, optimiser), {**run, "done": done})
+        yield GlowProgress(done, updates, float(total) / n, time.perf_counter() - began, auxiliary)
+
+
+def _state(net: Glow, optimiser: torch.optim.Adam) -> dict[str, Tensor]:
+    """Everything that a run goes on from: the network, and Adam's moments of each parameter."""
+    moments = {
+        f"{kind}.{name}": optimiser.state[parameter][kind]
+        for name, parameter in net.named_parameters()
+        for kind in ("exp_avg", "exp_avg_sq")
+    }
+    return {**net.state_dict(), **moments}
+
+
+def _restore(path: str | Path, run: dict, net: Glow, optimiser: torch.optim.Adam) -> int:
+    """Puts back what :func:`_state` gave; returns the updates that had been done."""
+    tensors, found = checkpoint.load(path, run)
+    net.load_state_dict({name: tensors[name] for name in net.state_dict()})
+    for name, parameter in net.named_parameters():
+        moments = {kind: tensors[f"{kind}.{name}"].to(parameter) for kind in ("exp_avg", "exp_avg_sq")}
+        optimiser.state[parameter] = {"step": torch.tensor(float(found["done"])), **moments}
+    return found["done"]
+
+
+def _check(process: Process, T: float, updates: int, batch_size: int, lr: float, schedule: str) -> None:
+    """Refuses what will not do."""
+    check_time(process, T)
+    for name, value in (("updates", updates), ("batch_size", batch_size)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+    if not lr > 0:
+        raise ValueError(f"lr must be positive, got {lr!r}")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")

@@ -1,0 +1,160 @@
+r"""Measuring a trained score against the exact one, by paired differences.
+
+On a toy the true log density is known at every point, so a model's test NLL is measured as
+
+.. math:: \mathrm{NLL} = \underbrace{-E\log p_{t_0}(x_0)}_{\text{exact floor}} +
+          \underbrace{E[\log p_{t_0}(x_0) - \log\hat p_{t_0}(x_0)]}_{\text{excess, from test points}} .
+
+Most of what makes a plain average noisy is common to both logarithms and cancels in the second term (a control
+variate with known mean), so a thousand points tell what would otherwise take a hundred thousand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from psmlib.data.toys import Mixture
+from psmlib.exact.floors import nll_floor
+from psmlib.likelihood import log_likelihood
+from psmlib.process import Process
+from psmlib.score import Score
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a likelihood is measured; one object for all the methods that are compared.
+
+    Args:
+        t0: Where the test point is fed in, as it is.
+        steps: Steps of the solver, up to block borders that are added.
+        method: Solver.
+        grid: Where its steps are.
+        points: Test points.
+        seed: Of the test points.
+    """
+
+    t0: float = 1e-3
+    steps: int = 40
+    method: str = "rk4"
+    grid: str = "warped"
+    points: int = 1000
+    seed: int = 10**6
+
+    def at(self, t0: float | Tensor, **changes) -> Protocol:
+        """The same protocol from another starting time."""
+        return replace(self, t0=float(t0), **changes)
+
+    def __str__(self) -> str:
+        return (
+            f"t0 = {self.t0:g}, {self.method} with {self.steps} {self.grid} steps, exact trace, {self.points:,} points"
+        )
+
+
+def log_ratio(score: Score, toy: Mixture, process: Process, protocol: Protocol) -> Tensor:
+    """log p(x) - log p_hat(x) at the protocol's test points. Shape: (points,).
+
+    Example:
+        >>> from psmlib.data.toys import HG
+        >>> from psmlib.process import VP
+        >>> vp = VP(0., 10.)
+        >>> bool(log_ratio(HG().diffused(vp), HG(), vp, Protocol(points=50)).abs().mean() < .01)
+        True
+    """
+    x = toy.sample(protocol.points, torch.Generator().manual_seed(protocol.seed))
+    solver = dict(t0=protocol.t0, steps=protocol.steps, method=protocol.method, grid=protocol.grid)
+    found = log_likelihood(score, process, x.to(**score.home), **solver)
+    exact = toy.diffused(process).log_prob(x.to(score.home["device"]), protocol.t0)
+    return (exact - found.log_prob.double()).cpu()
+
+
+@dataclass(frozen=True)
+class Nll:
+    """A test NLL, in nats.
+
+    Attributes:
+        value: Floor plus excess.
+        stderr: Over test points and seeds.
+        floor: What a perfect score would get under the same protocol.
+        excess: Average of log p - log p_hat.
+        seeds: Independently trained networks behind the figure.
+    """
+
+    value: float
+    stderr: float
+    floor: float
+    excess: float
+    seeds: int
+
+
+def summarise(ratios: Sequence[Tensor], floor: float) -> Nll:
+    """One NLL from the log ratios of several seeds at the same test points.
+
+    The variance of the mean is that between seeds over their number, plus that between points (of the mean over
+    seeds) over theirs.
+
+    Args:
+        ratios: One tensor of shape (points,) per seed.
+        floor: The exact floor.
+
+    Raises:
+        ValueError: when a ratio is not finite: the solve left the plane.
+
+    Example:
+        >>> nll = summarise([torch.tensor([.1, .3]), torch.tensor([.3, .5])], .5)
+        >>> round(nll.value, 3), nll.seeds
+        (0.8, 2)
+    """
+    table = torch.stack([r.double() for r in ratios])  # (seeds, points)
+    if not bool(table.isfinite().all()):
+        bad = int((~table.isfinite()).sum())
+        raise ValueError(f"{bad} of {table.numel()} log likelihoods are not finite: train longer, or use more steps")
+    seeds, points = table.shape
+    variance = float(table.mean(0).var()) / points
+    if seeds > 1:
+        variance += float(table.mean(1).var()) / seeds
+    excess = float(table.mean())
+    return Nll(floor + excess, math.sqrt(variance), floor, excess, seeds)
+
+
+def diffused_points(toy: Mixture, process: Process, t: float, n: int, seed: int | torch.Generator = 0) -> Tensor:
+    """Independent draws of x_t, from a seed or from where a generator stands. Shape: (n, d)."""
+    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    x0 = toy.sample(n, generator)
+    return process.perturb(x0, t, torch.randn(x0.shape, generator=generator, dtype=x0.dtype))
+
+
+def status(nll: Nll, profile: str, printed: float | None) -> str:
+    """The status word of a result: only a run at the paper's own settings is held against the paper's figure.
+
+    Agreement means within two standard errors, or half a unit of the second decimal, which is all that is printed.
+    """
+    if profile != "paper":
+        return "scaled_down"
+    if printed is None:
+        return "reproduced"
+    gap = abs(nll.value - printed)
+    return "reproduced" if gap <= 0.005 else "within_noise" if gap <= max(0.005, 2 * nll.stderr) else "differs"
+
+
+def floor_of(toy: Mixture, process: Process, protocol: Protocol) -> float:
+    """The exact floor of a protocol, in nats."""
+    return nll_floor(toy, process, protocol.t0)[0]
+
+
+def excess_loss(score: Score, toy: Mixture, process: Process, times: Tensor, n: int = 1000, seed: int = 0) -> Tensor:
+    """Mean square distance of a native prediction from the exact one at each time, per axis. Shape: (len(times),).
+
+    The denoising loss is this plus the irreducible loss (:func:`psmlib.exact.floors.irreducible_loss`), which no
+    network can lower; measured this way it has no noise from the irreducible part.
+    """
+    generator, exact, out = torch.Generator().manual_seed(seed), toy.diffused(process), []
+    for t in times.tolist():
+        x = diffused_points(toy, process, t, n, generator).to(score.home["device"])
+        truth = exact.velocity(x, t) if score.native == "velocity" else exact.eps(x, t)
+        out.append((score.predict(x.to(**score.home), t) - truth).square().mean().cpu())
+    return torch.stack(out)

@@ -1,0 +1,1 @@
+"""The machine: folders, files, memory, processes, CUDA graphs, random streams, provenance."""

@@ -1,0 +1,41 @@
+"""Every folder that the flow reads or writes, named once.
+
+Two environment variables move them:
+
+* `PSMLIB_ROOT`: the repository, if it is not the folder above the package.
+* `PSMLIB_OUTPUT`: the folder below which everything is *written* (executed notebooks, generated pages,
+  results, benchmarks, the built book). Unset, it is the repository itself. The tests set it, so that a smoke
+  run never touches what a reader's quick run left behind.
+
+Example:
+    >>> from psmlib.machine import paths
+    >>> paths.PAPER_VALUES.relative_to(paths.ROOT).as_posix()
+    'data/paper_values.toml'
+    >>> paths.EXECUTED.relative_to(paths.OUTPUT).as_posix()
+    'book/_executed'
+"""
+
+import os
+from pathlib import Path
+
+
+def _folder(variable: str, default: Path) -> Path:
+    """Return the folder an environment variable names, or the default if it is unset or empty."""
+    return Path(os.environ.get(variable) or default).expanduser().resolve()
+
+
+PACKAGE: Path = Path(__file__).resolve().parents[1]
+ROOT: Path = _folder("PSMLIB_ROOT", PACKAGE.parent)
+NOTEBOOKS: Path = ROOT / "notebooks"
+DATA: Path = ROOT / "data"
+PAPER_VALUES: Path = DATA / "paper_values.toml"
+LOCK: Path = ROOT / "requirements.lock"
+
+OUTPUT: Path = _folder("PSMLIB_OUTPUT", ROOT)
+BOOK: Path = OUTPUT / "book"
+EXECUTED: Path = BOOK / "_executed"
+GENERATED: Path = BOOK / "_generated"
+BUILD: Path = OUTPUT / "build"
+HTML: Path = BUILD / "_build" / "html"
+RESULTS: Path = OUTPUT / "data" / "results"
+BENCH: Path = OUTPUT / "data" / "bench"

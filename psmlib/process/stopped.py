@@ -1,0 +1,145 @@
+r"""Processes made of others: one that is stopped early, and one whose time runs at another pace."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from psmlib.process.path import Process, as_time
+
+
+@dataclass(frozen=True)
+class Shortened(Process):
+    r"""The coefficients of a process on [0, T] alone.
+
+    Its prior is the process's own at T: where there is a drift, the law that it settles to, N(0, I) for VP; where there
+    is none, :math:`N(0, \sigma^2(T) I)`, with :math:`\sigma(0)` subtracted (Franzese et al., Table 1).
+
+    Args:
+        process: The process; of one that was shortened before, the original is taken.
+        T: The new end.
+
+    Raises:
+        ValueError: when T lies outside (0, process.T].
+
+    Example:
+        >>> from psmlib.process import VE, VP
+        >>> Shortened(VP(0., 10.), .4)
+        Shortened(process=VP(beta_min=0.0, beta_max=10.0), T=0.4)
+        >>> Shortened(VP(), .4).prior_std, round(Shortened(VE(.01, 100.), .5).prior_std, 2)
+        (1.0, 1.0)
+        >>> Shortened(VP(), 1.5)
+        Traceback (most recent call last):
+        ...
+        ValueError: T = 1.5 lies outside (0, 1], where VP(beta_min=0.1, beta_max=20.0) runs: give a time within it
+    """
+
+    process: Process
+    T: float = math.nan  # no default: it hides the property of Process, and is refused below
+
+    def __post_init__(self):
+        if not 0 < self.T <= self.process.T:
+            raise ValueError(
+                f"T = {self.T:g} lies outside (0, {self.process.T:g}], where {self.process} runs: give a time within it"
+            )
+        object.__setattr__(self, "T", float(self.T))
+        if isinstance(self.process, Shortened):
+            object.__setattr__(self, "process", self.process.process)
+
+    @property
+    def prior_std(self) -> float:
+        return self.process.prior_std if float(self.drift(self.T)) else float(self.sigma(self.T))
+
+    @property
+    def prior_std_rate(self) -> float:
+        """How fast the standard deviation of the prior grows with T."""
+        return 0.0 if float(self.drift(self.T)) else float(self.sigma_rate(self.T))
+
+    def alpha(self, t):
+        return self.process.alpha(t)
+
+    def sigma(self, t):
+        return self.process.sigma(t)
+
+    def alpha_rate(self, t):
+        return self.process.alpha_rate(t)
+
+    def sigma_rate(self, t):
+        return self.process.sigma_rate(t)
+
+    def drift(self, t):
+        return self.process.drift(t)
+
+    def diffusion2(self, t):
+        return self.process.diffusion2(t)
+
+    def time_of_sigma(self, sigma):
+        """The time at which the noise level is ``sigma``; past T for a level that is not reached."""
+        return self.process.time_of_sigma(sigma)
+
+
+@dataclass(frozen=True)
+class Retimed(Process):
+    r"""The same path at another pace: :math:`\tilde x_t = x_u` with :math:`u/T = (t/T)^{power}`.
+
+    Everything that an integral over time gives is as before, at the re-timed end: L~(t) = L(u).
+
+    Args:
+        process: The process.
+        power: Above 1 it starts more slowly.
+
+    Raises:
+        ValueError: when power is not positive.
+
+    Example:
+        >>> from psmlib.process import VP
+        >>> slow = Retimed(VP(), 2.)
+        >>> bool(slow.sigma(.5) == VP().sigma(.25))
+        True
+    """
+
+    process: Process
+    power: float
+
+    def __post_init__(self):
+        if not 0 < self.power < math.inf:
+            raise ValueError(f"Retimed needs a positive power, got {self.power}")
+
+    @property
+    def T(self) -> float:
+        return self.process.T
+
+    @property
+    def prior_std(self) -> float:
+        return self.process.prior_std
+
+    def clock(self, t: float | Tensor) -> Tensor:
+        """The time u of the original process."""
+        return self.T * (as_time(t) / self.T) ** self.power
+
+    def _pace(self, t: float | Tensor) -> Tensor:
+        return self.power * (as_time(t) / self.T) ** (self.power - 1)
+
+    def alpha(self, t):
+        return self.process.alpha(self.clock(t))
+
+    def sigma(self, t):
+        return self.process.sigma(self.clock(t))
+
+    def alpha_rate(self, t):
+        return self._pace(t) * self.process.alpha_rate(self.clock(t))
+
+    def sigma_rate(self, t):
+        return self._pace(t) * self.process.sigma_rate(self.clock(t))
+
+    def drift(self, t):
+        return self._pace(t) * self.process.drift(self.clock(t))
+
+    def diffusion2(self, t):
+        return self._pace(t) * self.process.diffusion2(self.clock(t))
+
+    def time_of_sigma(self, sigma):
+        """The time at which the noise level is ``sigma``."""
+        return self.T * (self.process.time_of_sigma(sigma) / self.T) ** (1 / self.power)

@@ -1,0 +1,117 @@
+"""Training with stops: the same run looked at after several numbers of updates, each kept on disk if wanted."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from psmlib.bank.image_bank import ImageBank
+from psmlib.bank.mlp_bank import Bank
+from psmlib.machine import paths
+from psmlib.training.loop import CHUNK, description, fit
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """What :func:`train` returns.
+
+    Attributes:
+        banks: The networks (their moving average, if one was kept) by number of updates.
+        seconds: Time of training, all networks together, up to each stop.
+        losses: Mean training loss of each network at each stop. Shape: (K,).
+    """
+
+    banks: dict[int, Bank | ImageBank]
+    seconds: dict[int, float]
+    losses: dict[int, list[float]]
+
+
+def place(notebook: str, profile: str, *parts) -> Path | None:
+    """The folder of one run's snapshots, or None at the profiles that are over before it matters.
+
+    Args:
+        notebook: The notebook's name.
+        profile: Its profile.
+        *parts: What tells the run from its neighbours, such as toy, method and seed.
+
+    Example:
+        >>> place("psm_toys", "paper", "TY", "SA-DPM, flow matching", 0).name
+        'TY_SA-DPM-flow-matching_0'
+    """
+    if profile in ("smoke", "quick"):
+        return None
+    name = "_".join(re.sub(r"[^A-Za-z0-9.]+", "-", str(part)).strip("-") for part in parts)
+    return paths.OUTPUT / "data" / "cache" / notebook / profile / name
+
+
+def train(
+    bank: Bank | ImageBank, data, process, partition, *, stops: Iterable[int], folder: Path | None = None, **settings
+) -> Snapshots:
+    """Trains a bank to the last stop and keeps a copy at each.
+
+    With a constant learning rate one long run holds the shorter ones; other schedules depend on the last stop.
+
+    Args:
+        bank: The networks; changed in place.
+        data: As in :func:`psmlib.training.loop.fit`.
+        process: Likewise.
+        partition: Likewise.
+        stops: Numbers of updates per network, multiples of 50 but for the last.
+        folder: Where snapshots and the running state are kept; a later call goes on from there.
+        **settings: Passed on to ``fit``.
+
+    Raises:
+        ValueError: when a stop before the last is not a multiple of 50, or a file in ``folder`` is of a run with other
+            settings.
+
+    Example:
+        >>> from psmlib.data.toys import HG
+        >>> from psmlib.nets.mlp import Plain
+        >>> from psmlib.partition import SA
+        >>> from psmlib.process import VP
+        >>> sorted(train(Bank(Plain(), 1), HG(), VP(), SA, stops=[50, 100], batch_size=8).banks)
+        [50, 100]
+    """
+    stops = sorted(set(stops))
+    if not stops or stops[0] < 1 or any(stop % CHUNK for stop in stops[:-1]):
+        raise ValueError(f"stops must be positive multiples of {CHUNK} updates, all but the last, got {stops}")
+    kept = Snapshots({}, {}, {})
+    given = inspect.signature(fit).bind(bank, data, process, partition, updates=stops[-1], **settings)
+    given.apply_defaults()
+    made_by = json.loads(json.dumps(description(**given.arguments)))  # as a file gives it back
+    if folder is not None:
+        _read(kept, folder, stops, bank, made_by)
+    if set(kept.banks) == set(stops):
+        return kept
+    path = None if folder is None else folder / "running.safetensors"
+    before = kept.seconds.get(max(kept.seconds, default=0), 0.0)
+    run = fit(bank, data, process, partition, updates=stops[-1], path=path, resume=True, **settings)
+    for progress in run:
+        if progress.update in stops and progress.update not in kept.banks:
+            stop = progress.update
+            kept.banks[stop] = (progress.average or progress.bank).copy()
+            kept.seconds[stop] = before + progress.seconds
+            kept.losses[stop] = progress.loss.tolist()
+            if folder is not None:
+                about = {"seconds": kept.seconds[stop], "losses": kept.losses[stop], "run": made_by}
+                kept.banks[stop].save(folder / f"{stop}.safetensors", **about)
+    return kept
+
+
+def _read(kept: Snapshots, folder: Path, stops: list[int], like: Bank | ImageBank, made_by: dict) -> None:
+    """Fills in the snapshots that are there, if they are of the same run."""
+    for stop in stops:
+        file = folder / f"{stop}.safetensors"
+        if file.exists():
+            bank, about = type(like).load(file, like.device)
+            for key, found in about.get("run", made_by).items():
+                if found != made_by.get(key):
+                    raise ValueError(
+                        f"snapshot {file} was made with {key} = {found!r} but this run has {made_by.get(key)!r}: "
+                        f"train with the same {key}, or in another folder"
+                    )
+            kept.banks[stop], kept.seconds[stop], kept.losses[stop] = bank, about["seconds"], about["losses"]

@@ -1,0 +1,31 @@
+"""Every picture is drawn in the book's look, off screen, and must leave nothing behind."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+from psmlib.book import plots
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def look():
+    with matplotlib.rc_context():
+        plots.style()
+        yield
+    assert matplotlib.pyplot.get_fignums() == [], "a figure left with pyplot is shown twice in a notebook"
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    """Figures of two data sets, one missing and one without an error."""
+    rows = [
+        ("TY", "SA-DPM", 0.8, 0.05, 0.48, 0.76),
+        ("TY", "TPSM-B", 0.6, 0.01, 0.48, 0.64),
+        ("TY", "TPSM-B, conditioned", 0.5, np.nan, 0.48, np.nan),
+        ("HG", "SA-DPM", 1.2, 0.02, 0.96, 1.11),
+        ("HG", "TPSM-B", np.nan, np.nan, 0.96, 1.04),
+    ]
+    return pd.DataFrame(rows, columns=["dataset", "column", "value", "stderr", "exact", "printed"])

@@ -1,0 +1,87 @@
+"""Generated pages come from the paper's numbers, the results and the notebooks' metadata alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from psmlib.book import pages
+from psmlib.book.paper_values import paper_values
+from psmlib.book.results import Results
+from psmlib.machine import paths
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folders for notebooks, results and generated pages that are empty to begin with."""
+    for constant, place in (("NOTEBOOKS", "notebooks"), ("RESULTS", "results"), ("GENERATED", "generated")):
+        monkeypatch.setattr(paths, constant, tmp_path / place)
+    (tmp_path / "notebooks").mkdir()
+    return tmp_path
+
+
+def claim(tree: Path, name: str, *tables: str) -> None:
+    """Write a notebook that says which tables it reproduces."""
+    document = {"metadata": {"psmlib": {"tables": list(tables)}}, "cells": []}
+    (tree / "notebooks" / f"{name}.ipynb").write_text(json.dumps(document))
+
+
+def result(profile: str, value: float | None, status: str, note: str = "") -> None:
+    """Keep one result for TPSM-B on TY."""
+    results = Results("toys", profile, {})
+    cell = {"paper": "psm", "table": "1", "row": "TY", "column": "TPSM-B", "metric": "NLL", "unit": "nats"}
+    error = None if value is None else 0.004
+    results.add(**cell, value=value, stderr=error, n_seeds=3, exact=0.477, status=status, note=note)
+    results.save()
+
+
+def line(text: str) -> str:
+    """Return the line of TPSM-B on TY."""
+    (found,) = (x for x in text.splitlines() if x.split()[:5:2] == ["|", "|", "|"] and "TPSM-B" in x and "0.64" in x)
+    return " ".join(found.split())
+
+
+def test_every_table_is_described_beside_its_numbers() -> None:
+    tables = set(zip(paper_values()["paper"], paper_values()["table"], strict=True))
+    assert set(pages.descriptions()) == tables
+    assert {paper for paper, _ in tables} == set(pages.PAPER_TITLES)
+
+
+def test_a_table_has_a_command_or_says_not_yet(tree: Path) -> None:
+    assert "papermill" not in pages.rerun()
+    claim(tree, "toys", "psm 1", "psm fig2")
+    lines = [" ".join(x.split()) for x in pages.rerun().splitlines()]
+    (first,) = (x for x in lines if x.startswith("| Table 1 | test NLL on 2-D toys"))
+    assert first.endswith("| {doc}`/_executed/toys` | `papermill notebooks/toys.ipynb out.ipynb -p profile quick` |")
+    assert sum("papermill" in x for x in lines) == 2 and any(x.startswith("| Figure 2 |") for x in lines)
+    assert any(x.startswith("| Table 10 |") and x.endswith("not yet |") for x in lines)
+
+
+def test_a_number_without_a_result_says_why(tree: Path) -> None:
+    assert line(pages.paper_cells()).endswith("| 0.64 | – | – | not yet |")
+    claim(tree, "toys", "psm 1")
+    assert line(pages.paper_cells()).endswith("| not run: no such row in toys |")
+    result("quick", None, "needs_data", "the data cannot be had")
+    assert line(pages.paper_cells()).endswith("| – | – | needs data: the data cannot be had |")
+
+
+def test_the_largest_budget_is_shown(tree: Path) -> None:
+    result("smoke", 0.9, "scaled_down")
+    assert line(pages.paper_cells()).endswith("| 0.900 ± 0.004 (smoke, n = 3) | 0.477 | scaled down |")
+    result("gpu", 0.6, "within_noise")
+    result("quick", 0.7, "scaled_down")
+    assert line(pages.paper_cells()).endswith("| 0.600 ± 0.004 (gpu, n = 3) | 0.477 | within noise |")
+    result("paper", None, "not_run", "takes days")  # no number: a smaller budget that has one still counts
+    assert "(gpu, n = 3)" in line(pages.paper_cells())
+
+
+def test_the_summary_counts_every_number(tree: Path) -> None:
+    result("quick", 0.7, "scaled_down")
+    total = len(paper_values())
+    assert pages.paper_cells().startswith(f"{total} printed numbers: {total - 1} not yet, 1 scaled down.")
+
+
+def test_all_pages_are_written(tree: Path) -> None:
+    names = pages.write()
+    assert sorted(names) == sorted(f.name for f in (tree / "generated").iterdir())
+    assert ".. automodule:: psmlib.book.pages\n" in (tree / "generated" / "api.md").read_text()

@@ -1,0 +1,204 @@
+"""Results: what is kept, what is refused, and what a file says about how it came to be."""
+
+import hashlib
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psmlib.book import results as module
+from psmlib.book.results import FIELDS, STATUSES, Results, load
+from psmlib.machine import paths
+
+CELL = dict(paper="psm", table="1", row="TY", column="TPSM-B", metric="NLL", unit="nats", status="scaled_down")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    return tmp_path / "results"
+
+
+def make(**changes) -> Results:
+    results = Results("nb", "smoke", {"dataset": "TY", "seeds": 0}, seeds=range(3))
+    results.add(**CELL | dict(value=0.61, stderr=0.01, n_seeds=3, dataset="TY", exact=0.48) | changes)
+    return results
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0.5, np.float32(0.5), np.array(0.5), np.array([0.5]), torch.tensor(0.5), torch.tensor([[0.5]]).double()],
+)
+def test_whatever_holds_one_number_is_kept_as_a_python_float(value):
+    row = make(value=value, stderr=value, exact=value)._rows.popitem()[1]
+    assert [row[k] for k in ("value", "stderr", "exact")] == [0.5] * 3
+    assert {type(row[k]) for k in ("value", "stderr", "exact")} == {float}
+
+
+def test_a_tensor_that_needs_gradients_and_a_whole_number_are_figures_too():
+    assert make(value=torch.tensor(2.0, requires_grad=True)).frame().loc[0, "value"] == 2.0
+    assert make(value=8000).frame().loc[0, "value"] == 8000.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "culprit"),
+    [
+        (dict(value=float("nan")), "NLL / TY is nan: give a finite number"),
+        (dict(value=torch.tensor(float("inf"))), "is inf"),
+        (dict(value=None), "value of .* is missing"),
+        (dict(value="0.61"), "of type str"),
+        (dict(value=True), "of type bool"),
+        (dict(value=torch.ones(2)), r"of shape \(2,\)"),
+        (dict(stderr=float("nan")), "stderr of .* is nan"),
+        (dict(stderr=-0.1), "never negative"),
+        (dict(exact=float("inf")), "exact of .* is inf"),
+        (dict(n_seeds=0), "at least 1"),
+        (dict(n_seeds=2.5), "whole number"),
+        (dict(status="ok"), "status of .* 'ok': use one of reproduced"),
+        (dict(paper="PSM"), "paper of .* 'PSM': use one of psm"),
+        (dict(table=1), "table of a result must be text, got 1"),
+        (dict(unit=" "), "unit of a result must be text"),
+        (dict(note=None), "note of a result must be text"),
+        (dict(budget=[1]), "give a dict"),
+        (dict(budget={"loss": float("nan")}), r"budget of .*\['loss'\] is nan, which JSON cannot hold"),
+        (dict(budget={"net": object()}), "which JSON cannot hold"),
+        (dict(status="not_run", note="a week of work"), "give value=None and the reason"),
+        (dict(status="needs_data", value=None), "give value=None and the reason"),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_refused_in_one_sentence_that_names_it(changes, culprit):
+    with pytest.raises(ValueError, match=culprit) as caught:
+        make(**changes)
+    assert "\n" not in str(caught.value) and ":" in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), torch.tensor(float("nan"))])
+@pytest.mark.parametrize("status", ["not_run", "needs_data"])
+def test_a_cell_without_a_figure_keeps_its_reason(status, missing):
+    row = make(value=missing, stderr=None, status=status, note="200 blocks take\na week").frame().iloc[0]
+    assert np.isnan(row["value"]) and row["n_seeds"] == 0 and row["note"] == "200 blocks take a week"
+
+
+def test_one_cell_takes_one_result_but_another_data_set_makes_another_cell():
+    results = make()
+    with pytest.raises(ValueError, match="TPSM-B / NLL / TY has a result already"):
+        results.add(**CELL, value=0.7, dataset="TY")
+    results.add(**CELL, value=0.7, dataset="HG")
+    assert len(results) == 2
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", None])
+def test_names_that_would_leave_the_folder_are_refused(name):
+    with pytest.raises(ValueError, match="notebook must be a name"):
+        Results(name, "smoke")
+    with pytest.raises(ValueError, match="profile must be a name"):
+        Results("nb", name)
+
+
+def test_the_frame_has_every_field_in_order_even_when_empty():
+    assert list(Results("nb", "smoke").frame().columns) == list(FIELDS) == list(make().frame().columns)
+    assert make(stderr=None).frame()["stderr"].dtype == float
+
+
+def test_a_saved_file_reads_back_equal_and_is_stable_text(folder):
+    results = make(budget={"updates": np.int64(8000), "edges": torch.tensor([0.0, 1.0])}, note="± é")
+    path = results.save()
+    assert path == folder / "smoke" / "nb.json"
+    text = path.read_text(encoding="utf-8")
+    document = json.loads(text)
+    assert set(document) == {"provenance", "rows"} and text.endswith("}\n") and "± é" in text
+    assert text == json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    again = load("smoke", "nb")
+    assert again.frame().equals(results.frame())
+    assert again.provenance == document["provenance"] == results.provenance
+    assert again.parameters == {"dataset": "TY", "seeds": 0} and again.seeds == [0, 1, 2]
+
+
+@settings(deadline=None, max_examples=30)  # each example asks git
+@given(
+    value=st.floats(allow_nan=False, allow_infinity=False),
+    stderr=st.none() | st.floats(0, 1e300),
+    status=st.sampled_from(STATUSES[:3]),
+    text=st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"), min_size=1),
+)
+def test_any_row_survives_the_file(value, stderr, status, text):
+    results = make(value=value, stderr=stderr, status=status, row=f"r{text}", note=text)
+    results.save()
+    assert load("smoke", "nb").frame().equals(results.frame())
+
+
+def test_rows_from_disk_cannot_be_given_a_new_birth_certificate():
+    make().save()
+    again = load("smoke", "nb")
+    with pytest.raises(ValueError, match="read from disk"):
+        again.add(**CELL, value=1.0)
+    with pytest.raises(ValueError, match="read from disk"):
+        again.save()
+
+
+def test_files_that_are_missing_broken_or_incomplete_say_what_to_run(folder):
+    again = "run python -m psmlib.run notebook nb --profile smoke"
+    with pytest.raises(FileNotFoundError, match=f"data/results/smoke/nb.json is not there: {again}"):
+        load("smoke", "nb")
+    path = make().save()
+    document = json.loads(path.read_text())
+    for broken in ("{", "[]", json.dumps({"rows": []}), json.dumps(document).replace('"NLL"', "7")):
+        path.write_text(broken)
+        with pytest.raises(ValueError, match=f"nb.json cannot be read .*: {again}"):
+            load("smoke", "nb")
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_scrap(folder, monkeypatch):
+    path = make().save()
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="disk full"):
+        make(value=0.9).save()
+    assert path.read_bytes() == before and [f.name for f in path.parent.iterdir()] == ["nb.json"]
+
+
+def test_provenance_tells_how_the_figures_came_to_be():
+    results = make()
+    data = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert results.data_hash("toy", data) == results.data_hash("copy", torch.from_numpy(data))
+    assert results.data_hash("raw", b"abc") == hashlib.sha256(b"abc").hexdigest()
+    assert results.data_hash("other", data.reshape(3, 2)) != results.data_hash("toy", data)
+    with pytest.raises(ValueError, match="takes bytes, an array or a tensor, got list"):
+        results.data_hash("bad", [1])
+    results.save()
+    told = results.provenance
+    assert told["parameters"] == {"dataset": "TY", "seeds": 0} and told["seeds"] == [0, 1, 2]
+    assert set(told["versions"]) == {"python", "psmlib", "torch", "numpy", "scipy"}
+    assert torch.__version__.startswith(told["versions"]["torch"]) and told["versions"]["numpy"] == np.__version__
+    assert told["threads"] == torch.get_num_threads() and told["device"]
+    assert 50 < told["peak_memory_mib"] < 1e6 and told["peak_gpu_memory_mib"] is None
+    assert set(told["data_sha256"]) == {"toy", "copy", "raw", "other"}
+    assert re.fullmatch("[0-9a-f]{64}", told["source_sha256"])
+
+
+def test_wall_time_runs_from_the_making_of_the_results(monkeypatch):
+    clock = iter([100.0, 107.25])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
+    results = make()
+    results.save()
+    assert results.provenance["wall_seconds"] == 7.25
+
+
+def test_no_folder_of_this_machine_gets_into_the_file():
+    results = Results("nb", "smoke", {"weights": paths.ROOT / "data/w.st", "other": "/srv/someone/x.st"})
+    note = f"read {paths.ROOT}/data/a.toml; '/var/tmp/b.bin' failed; a/b, 1 / 2, https://x.org/a/b stay"
+    results.add(**CELL, value=1.0, note=note)
+    text = results.save().read_text()
+    assert str(paths.ROOT) not in text and "someone" not in text and "/var" not in text
+    assert results.provenance["parameters"] == {"weights": "data/w.st", "other": "x.st"}
+    kept = load("smoke", "nb").frame().loc[0, "note"]
+    assert kept == "read data/a.toml; 'b.bin' failed; a/b, 1 / 2, https://x.org/a/b stay"

@@ -1,0 +1,60 @@
+"""Training with stops."""
+
+import pytest
+import torch
+
+from psmlib.bank.mlp_bank import Bank
+from psmlib.data.toys import HG
+from psmlib.nets.mlp import Plain
+from psmlib.partition import TPSM_A
+from psmlib.process import VP
+from psmlib.training.snapshots import place, train
+
+SMALL = Plain(hidden=(8,))
+VP10 = VP(0.0, 10.0)
+
+
+def run(stops, folder=None, **more):
+    settings = dict(batch_size=8, seed=3) | more
+    return train(Bank(SMALL, 2, seed=1), HG(), VP10, TPSM_A, stops=stops, folder=folder, **settings)
+
+
+def test_a_long_run_holds_the_short_ones():
+    long, short = run([50, 150]), run([50])
+    assert torch.equal(long.banks[50].params, short.banks[50].params)
+    assert not torch.equal(long.banks[50].params, long.banks[150].params)
+    assert long.seconds[50] < long.seconds[150] and len(long.losses[150]) == 2
+
+
+def test_a_second_call_reads_what_the_first_wrote(tmp_path):
+    first = run([50, 100], tmp_path)
+    again = run([50, 100], tmp_path)
+    assert all(torch.equal(first.banks[n].params, again.banks[n].params) for n in (50, 100))
+    assert again.seconds == first.seconds and again.losses == first.losses
+
+
+def test_a_run_cut_short_goes_on_to_the_same_networks(tmp_path):
+    whole = run([50, 150])
+    run([50, 150], tmp_path)
+    (tmp_path / "150.safetensors").unlink()
+    cut = run([50, 150], tmp_path)
+    assert torch.equal(whole.banks[150].params, cut.banks[150].params)
+
+
+def test_another_run_in_the_same_folder_is_refused(tmp_path):
+    run([50], tmp_path)
+    (tmp_path / "50.safetensors").unlink()
+    with pytest.raises(ValueError, match="batch_size = 8 but this run has 16"):
+        run([50], tmp_path, batch_size=16)
+
+
+def test_only_the_last_stop_may_lie_between_chunks():
+    for stops in ([75, 150], [0, 50], []):
+        with pytest.raises(ValueError, match="multiples of 50"):
+            run(stops)
+    assert sorted(run([50, 75]).banks) == [50, 75]
+
+
+def test_only_long_profiles_keep_snapshots():
+    assert place("psm_toys", "quick", "TY") is None
+    assert place("psm_toys", "gpu", "TY", "SA-DPM (b = 12t)", 0).parts[-2:] == ("gpu", "TY_SA-DPM-b-12t_0")
