@@ -1,8 +1,8 @@
 """Benchmarks: `python -m psmlib.bench [names] [--scale smoke|quick|full] [--device cuda] [--no-write] [--list]`.
 
 Each row is printed when it is measured and, at the end of its benchmark, added to `data/bench/<name>.csv` with the
-date, the commit, the machine and the versions. A file is only ever added to, so that it tells how speed went over
-time. Ratios are taken within one run, turn by turn; figures of different machines or scales are not to be compared.
+date, the commit, the machine and the versions. Files are append-only, so that they record speed over time. Ratios are
+taken within one run, turn by turn; rates of different machines or scales must not be compared.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from time import perf_counter
 
 import torch
 
-from psmlib.benchmarks import bank, clustering, draws, likelihood, optimal_denoiser, peaks, steps, training, unets
+from psmlib.benchmarks import bank, clustering, device, draws, likelihood, optimal_denoiser, steps, training, unets
 from psmlib.benchmarks.records import append, check, path_of, record, stamp
 from psmlib.benchmarks.timing import Row, number, one_thread
 
 BENCHMARKS = {
-    "device": peaks,
+    "device": device,
     "bank": bank,
     "draws": draws,
     "unets": unets,
@@ -32,12 +32,11 @@ BENCHMARKS = {
 }
 SCALE_NAMES = ("smoke", "quick", "full")
 
-
 _TABLE = "  {:<22} {:<38} {:<29} {:<21} {}"
 
 
 def line(row: Row) -> str:
-    """A row as the printed table shows it.
+    """A row as text, for the printed table.
 
     Example:
         >>> print(line(Row("TY", "ours", "rate", "1/s", 9, (90., 100., 110.), (1.9, 2., 2.1))))
@@ -52,7 +51,7 @@ def line(row: Row) -> str:
 
 
 def show(rows: Iterable[Row]) -> Iterator[Row]:
-    """Passes rows on, printing each under its case."""
+    """Prints each row under its case and passes it on."""
     case = None
     for row in rows:
         if row.case != case:
@@ -64,27 +63,29 @@ def show(rows: Iterable[Row]) -> Iterator[Row]:
         yield row
 
 
+def able(device: str) -> list[str]:
+    """The benchmarks that can run on a device."""
+    return [n for n, module in BENCHMARKS.items() if device == "cpu" or hasattr(module.SCALES["quick"], "device")]
+
+
 def settings_of(name: str, scale: str, device: str):
     """The settings of a benchmark at a scale, on a device.
 
     Raises:
-        ValueError: when the benchmark is about processors only.
+        ValueError: when the benchmark runs on processors only.
     """
+    if name not in able(device):
+        raise ValueError(f"{name} is measured on a CPU only: give --device to one of {', '.join(able(device))}")
     settings = BENCHMARKS[name].SCALES[scale]
-    if device == "cpu":
-        return settings
-    if not hasattr(settings, "device"):
-        able = ", ".join(n for n, module in BENCHMARKS.items() if hasattr(module.SCALES[scale], "device"))
-        raise ValueError(f"{name} is measured on a CPU alone: give --device to one of {able}")
-    return replace(settings, device=device)
+    return settings if device == "cpu" else replace(settings, device=device)
 
 
 def run(name: str, scale: str, write: bool = True, device: str = "cpu") -> list[Row]:
-    """Runs one benchmark on one thread; what was measured before a failure is kept.
+    """Runs one benchmark on one thread; rows measured before a failure are kept.
 
     Raises:
-        ValueError: when its file has other columns than we write, or it cannot be run on the device; before anything
-            is run.
+        ValueError: before anything is run, when its file has other columns than we write, or it cannot run on the
+            device.
     """
     module, measured, settings = BENCHMARKS[name], [], settings_of(name, scale, device)
     if write:
@@ -105,11 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m psmlib.bench", description="Run the benchmarks on one CPU thread, or a GPU."
     )
-    parser.add_argument("names", nargs="*", help=f"which: {', '.join(BENCHMARKS)} (default: all that the device can)")
+    parser.add_argument(
+        "names", nargs="*", help=f"which: {', '.join(BENCHMARKS)} (default: all that run on the device)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--scale", choices=SCALE_NAMES, default="quick", help="how much to run (default: quick)")
     parser.add_argument("--no-write", action="store_true", help="print only, add nothing to data/bench")
-    parser.add_argument("--list", action="store_true", help="say what there is and stop")
+    parser.add_argument("--list", action="store_true", help="list the benchmarks and stop")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
@@ -125,8 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         return 0
     failed = False
-    able = [n for n, m in BENCHMARKS.items() if options.device == "cpu" or hasattr(m.SCALES[options.scale], "device")]
-    for name in dict.fromkeys(options.names or able):
+    for name in dict.fromkeys(options.names or able(options.device)):
         began = perf_counter()
         print(f"== {name} ({options.scale}) ==")
         try:

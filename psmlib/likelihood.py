@@ -1,11 +1,11 @@
-r"""Likelihoods by the probability-flow equation.
+r"""Log likelihoods by integrating the probability-flow ODE.
 
 Along :math:`dx/dt = v(x, t)` the log density obeys :math:`d\log p/dt = -\mathrm{tr}\,\partial v/\partial x`, so
 
 .. math:: \log p_{t_0}(x) = \log p_T(x_T) + \int_{t_0}^{T}\mathrm{tr}\frac{\partial v}{\partial x}\,dt
 
-(Chen et al., 2018; PSM, Eq. 4). The point is fed in at t_0 as it is, without noise and without a
-reconstruction term, as the paper does: the number is :math:`\log p_{t_0}(x_0)`.
+(Chen et al., 2018; PSM, Eq. 4). As in the paper, the data point is the state at t_0, without added noise and without a
+reconstruction term: the result is :math:`\log p_{t_0}(x_0)`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from psmlib.machine.checks import check_choice, check_count
 from psmlib.partition import Partition
 from psmlib.process import Process
 from psmlib.sampling import grids
@@ -32,8 +33,8 @@ class Likelihood:
 
     Attributes:
         log_prob: Log density at t_0, nats. Shape: (n,).
-        nfe: Evaluations of the field.
-        x_T: Where the points ended. Shape: (n, *shape).
+        nfe: Number of evaluations of the velocity.
+        x_T: The points at t1. Shape: (n, *shape).
         prior: log p_T(x_T). Shape: (n,).
         change: The integrated divergence. Shape: (n,).
         process: The Gaussian path.
@@ -49,28 +50,26 @@ class Likelihood:
     t1: float
 
     def under(self, prior) -> Tensor:
-        """The log density that the same solve gives with another law at its end, in float64. Shape: (n,).
+        """The log density that the same ODE solution gives with another prior at t1, in float64. Shape: (n,).
 
         Args:
             prior: As in :func:`log_likelihood`.
 
         Raises:
-            ValueError: when it was fitted to another time or process.
+            ValueError: when the prior was fitted to another time or process.
         """
         return end_law(prior, self.process, self.t1)(self.x_T.double()) + self.change.double()
 
 
 def time_grid(score: Score, process: Process, t0: float, t1: float, steps: int, grid: str | Tensor) -> Tensor:
-    """The grid by name, with a bank's block borders on it.
+    """The time grid of that name, with a bank's block borders among its points.
 
-    "blocks" shares the steps out equally over the blocks, as the paper does. "warped" has equal steps in t^(1/3):
-    for a VP path with linear beta it follows the bend of the field, which moves by one noise level while
-    sigma ~ sqrt(t) doubles, yet does not starve large t.
+    "blocks" gives every block the same number of steps, as the paper does. "warped" has equal steps in t^(1/3): short
+    at small t, where the velocity of a VP path with linear beta changes fastest, and not too long at large t.
     """
     if isinstance(grid, Tensor):
         return grid
-    if grid not in GRIDS:
-        raise ValueError(f"unknown grid {grid!r}: use one of {', '.join(GRIDS)}, or a tensor of times")
+    check_choice("grid", grid, GRIDS)
     partition = getattr(score, "partition", None)
     if grid == "blocks":
         return grids.per_block(t0, t1, partition or Partition([0, t1]), steps)
@@ -88,28 +87,28 @@ def log_likelihood(
     method: str = "rk4", divergence: str = "exact", grid: str | Tensor = "uniform", seed: int = 0,
     fresh_probes: bool = False, rtol: float = 1e-5, atol: float = 1e-5, max_nfe: int = 20000, prior=None,
 ) -> Likelihood:  # fmt: skip
-    r"""Log density of points under the model that a Score defines.
+    r"""Log density of points under the model that a Score defines, with the prior at t1.
 
     Args:
         score: Exact or trained.
         process: Its Gaussian path.
         x: Points. Shape: (n, *shape).
         t0: Where the integration starts.
-        t1: Where it ends; T by default.
+        t1: Where the integration ends; T by default.
         steps: Steps of a fixed grid (1000 in the paper).
         method: "euler", "heun", "rk4" or "adaptive" (Dormand-Prince).
-        divergence: "exact" (trace of the Jacobian), "hutchinson" (one Rademacher probe, fixed for the whole
-            solve so that the field stays a function), or "logdet", for Euler alone: log|det(I + h J)|, the exact
-            change of volume of an Euler step, where "exact" has h tr J.
+        divergence: "exact" (trace of the Jacobian), "hutchinson" (estimated with one Rademacher probe, the same at all
+            evaluations, so that the integrand is a function of time), or "logdet", for Euler only: log|det(I + h J)|,
+            the exact change of volume of an Euler step, where "exact" has h tr J.
         grid: "uniform", "warped", "log_snr", "blocks", or the times themselves.
-        seed: Of the Hutchinson probe.
-        fresh_probes: Draw another probe at each evaluation, inside the steps of RK4 too, as the paper's released
-            image scripts do: the average stays, but what is integrated is noise and no longer a function.
+        seed: Seed of the Hutchinson probe.
+        fresh_probes: Draw a new probe at each evaluation, also within a step of RK4, as the paper's released image
+            scripts do: the mean is the same, but the integrand is no longer a function of time.
         rtol: Relative tolerance of the adaptive method.
         atol: Absolute tolerance.
-        max_nfe: Evaluations after which the adaptive method gives up.
-        prior: What stands for the law at t1: a log density, (n, *shape) -> (n,), or an object that has one, such as an
-            auxiliary model; the process's prior by default.
+        max_nfe: Most evaluations that the adaptive method may use.
+        prior: The model of the law at t1: a log density, (n, *shape) -> (n,), or an object with ``log_prob``, such as
+            an auxiliary model; by default the prior of the process.
 
     Returns:
         A :class:`Likelihood`.
@@ -169,12 +168,12 @@ def log_likelihood(
 
 
 def rademacher(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Independent signs, of the shape, dtype and device of ``x``."""
+    """Independent values of -1 or 1, of the shape, dtype and device of ``x``."""
     return (torch.randint(0, 2, x.shape, generator=generator, device=generator.device) * 2 - 1).to(x)
 
 
 def _euler_logdet(fields, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-    """Euler steps with the exact change of volume of each."""
+    """Euler steps with the exact log change of volume of each."""
     change = x.new_zeros(len(x))
     eye = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
     for t, s in zip(times.tolist(), times.tolist()[1:], strict=False):
@@ -186,27 +185,22 @@ def _euler_logdet(fields, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
 def _check(t0: float, t1: float, steps: int, method: str, divergence: str) -> None:
     if not 0 <= t0 < t1:
         raise ValueError(f"t0 must lie in [0, {t1:g}), got {t0!r}")
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a positive whole number, got {steps!r}")
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: use one of {', '.join(METHODS)}")
-    if divergence not in DIVERGENCES:
-        raise ValueError(f"unknown divergence {divergence!r}: use one of {', '.join(DIVERGENCES)}")
+    check_count("steps", steps)
+    check_choice("method", method, METHODS)
+    check_choice("divergence", divergence, DIVERGENCES)
     if divergence == "logdet" and method != "euler":
-        raise ValueError(
-            f'divergence="logdet" is the volume change of an Euler step: use method="euler", not {method!r}'
-        )
+        raise ValueError(f'divergence="logdet" needs Euler steps: use method="euler", not {method!r}')
 
 
 def end_law(prior, process: Process, T: float) -> Callable[[Tensor], Tensor]:
-    """The log density of what stands for the law of x_T.
+    """The log density of the model of the law of x_T.
 
     Args:
-        prior: None for the process's own prior, a function (n, *shape) -> (n,), or an object with ``log_prob``; one
-            with ``check``, as :class:`psmlib.diffusion_time.auxiliary.Auxiliary` has, is asked
-            whether it is of this time and process.
+        prior: None for the prior of the process, a function (n, *shape) -> (n,), or an object with ``log_prob``. Its
+            method ``check``, if it has one as :class:`psmlib.diffusion_time.auxiliary.Auxiliary` does, is called with
+            the process and T.
         process: The Gaussian path.
-        T: Where it is stopped.
+        T: The time at which the process is stopped.
 
     Raises:
         ValueError: when the object was fitted to another time or process.

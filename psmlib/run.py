@@ -1,4 +1,4 @@
-"""The command line of the book: run notebooks at a budget, build the book, and say what happened.
+"""The command line of the book: run notebooks at a profile, build the book, report failures.
 
 In a terminal::
 
@@ -21,7 +21,7 @@ from psmlib.machine import paths
 
 
 class Progress:
-    """One line per notebook: alive with the time gone by in a terminal, plain elsewhere."""
+    """One line per notebook, with a running clock in a terminal and plain elsewhere."""
 
     def __init__(self, label: str, last: float | None) -> None:
         self.label = label
@@ -56,7 +56,7 @@ def run_notebook(
     name: str, values: dict[str, Any], *, force: bool, label: str = "",
     tick: Callable[[float], None] = lambda seconds: None,
 ) -> Outcome:  # fmt: skip
-    """Run one notebook into the book, unless its last run still stands.
+    """Run one notebook into the book, unless its last run is up to date.
 
     Args:
         name: The notebook's name without its suffix.
@@ -199,7 +199,7 @@ def _report(outcomes: dict[str, Outcome], then: str = "the book was not built") 
 
 
 def _shown(path: os.PathLike[str]) -> str:
-    """Return a path as the reader would type it."""
+    """Return a path relative to the working directory, where it lies below it."""
     shown = os.path.relpath(path)
     return str(path) if shown.startswith("..") else shown
 

@@ -1,8 +1,8 @@
-r"""The interface of everything that predicts: exact mixtures, data sets, trained banks.
+r"""The Score interface: noise, denoised point, score and velocity predicted at (x, t), with their derivatives.
 
-A :class:`Score` knows its process and one native prediction (noise, denoised point, velocity or score);
-the rest are linear readings of it. Samplers, likelihoods and residuals take a Score and nothing else, so
-each experiment can be run with no training error at all.
+A :class:`Score` has a process and one native prediction (of the noise, the denoised point, the velocity or the score);
+the other three are linear functions of it and of x. Exact mixtures, finite data sets and trained banks are all Scores,
+and samplers, likelihoods and residuals take any Score, so that each experiment can be repeated without training error.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from torch import Tensor
 
 from psmlib.process import Process, as_time, expand
 
-# torch's own forward mode calls its deprecated torch.jit.script when it is first used; a reader can do nothing about it
+# torch's own forward mode calls the deprecated torch.jit.script on first use; users can do nothing about it
 warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is deprecated", category=FutureWarning)
 
 
 def basis(x: Tensor) -> Iterator[Tensor]:
-    """The unit vectors of the space that each point lies in, one at a time, for all points alike.
+    """The standard basis vectors of the space of one point, one at a time, repeated for every point of a batch.
 
     Args:
         x: Points. Shape: (n, *shape).
 
     Yields:
-        Tensors like ``x``, as many as a point has values.
+        Tensors shaped like ``x``, one for each coordinate of a point.
 
     Example:
         >>> [e.tolist() for e in basis(torch.zeros(2, 2))]
         [[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]]
     """
     for j in range(x[0].numel() if len(x) else x.flatten(1).shape[1]):
-        e = x.new_zeros(x.shape)  # not zeros_like: of channels last, flatten would give a copy
+        e = x.new_zeros(x.shape)  # not zeros_like: with channels last, flatten would return a copy
         e.flatten(1)[:, j] = 1
         yield e
 
@@ -41,16 +41,16 @@ def basis(x: Tensor) -> Iterator[Tensor]:
 class Score:
     """Base class. A subclass sets ``native`` and ``process`` and defines :meth:`predict`.
 
-    It should override :meth:`predict_jvp` or :meth:`predict_jacobian` when it can do better than
-    automatic differentiation.
+    It should override :meth:`predict_jvp` or :meth:`predict_jacobian` where something is faster than automatic
+    differentiation.
     """
 
     process: Process
     native: str = "eps"
 
     @property
-    def home(self) -> dict:
-        """The dtype and device that points should have: float64 on the CPU, or a bank's own."""
+    def tensor_options(self) -> dict:
+        """The dtype and device that points should have: those of a bank's parameters, else float64 on the CPU."""
         return {"dtype": torch.float64, "device": torch.device("cpu")}
 
     def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
@@ -70,75 +70,80 @@ class Score:
         return value, torch.stack(columns, -1)
 
     def on_block(self, t: float) -> Score:
-        """The same Score with every choice of network frozen to the one that answers at time ``t``.
+        """The same Score with the choice of network fixed to the one responsible for time ``t``.
 
-        Solvers call it once a step, so that a step never mixes two networks of a bank. An exact score is
-        one piece and returns itself.
+        Solvers call it once a step, so that a step never mixes two networks of a bank. A Score without blocks returns
+        itself.
         """
         return self
 
-    def clock(self, t: float | Tensor) -> float | Tensor:
-        """The time whose coefficients turn a prediction at ``t`` into another: ``t``, unless the field is frozen."""
+    def coefficient_time(self, t: float | Tensor) -> float | Tensor:
+        """The time whose alpha and sigma convert a prediction at ``t``: ``t``, or a discrete block's own time."""
         return t
 
-    def _read(self, x: Tensor, t: float | Tensor, kind: str) -> Tensor:
-        return self.process.convert(x, self.clock(t), self.predict(x, t), self.native, kind)
+    def _predict_as(self, x: Tensor, t: float | Tensor, kind: str) -> Tensor:
+        return self.process.convert(x, self.coefficient_time(t), self.predict(x, t), self.native, kind)
 
     def whole_solve(self, x: Tensor, times: Tensor, method: str, divergence: str) -> tuple[Tensor, Tensor, int] | None:
-        """A probability-flow solve in one piece, where a Score has a kernel for it; None where it has not.
+        """Solves the probability-flow ODE in one kernel, where a Score has one; else returns None.
 
         Args:
             x: Points. Shape: (n, *shape).
-            times: The grid. Shape: (steps + 1,).
-            method: Of :mod:`psmlib.solvers`.
+            times: Time grid. Shape: (steps + 1,).
+            method: A method of :mod:`psmlib.solvers`.
             divergence: As of :func:`psmlib.likelihood.log_likelihood`.
 
         Returns:
-            Where the points end, (n, *shape), the integrated divergence, (n,), and the evaluations; or None.
+            Final points, (n, *shape), integrated divergence, (n,), and number of evaluations; or None.
         """
         return None
 
     def eps(self, x: Tensor, t: float | Tensor) -> Tensor:
         """Expected noise E[eps | x_t = x]. Shape: (n, *shape)."""
-        return self._read(x, t, "eps")
+        return self._predict_as(x, t, "eps")
 
     def score(self, x: Tensor, t: float | Tensor) -> Tensor:
         """Gradient of the log density of x_t. Shape: (n, *shape)."""
-        return self._read(x, t, "score")
+        return self._predict_as(x, t, "score")
 
     def denoised(self, x: Tensor, t: float | Tensor) -> Tensor:
         """Expected data point E[x_0 | x_t = x]. Shape: (n, *shape)."""
-        return self._read(x, t, "denoised")
+        return self._predict_as(x, t, "denoised")
 
     def velocity(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """Velocity of the probability-flow equation dx/dt = f x - g^2 s / 2. Shape: (n, *shape)."""
-        return self._read(x, t, "velocity")
+        """Velocity of the probability-flow ODE dx/dt = f x - g^2 s / 2. Shape: (n, *shape)."""
+        return self._predict_as(x, t, "velocity")
 
     def velocity_and_score(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Both from one evaluation. Shapes: (n, *shape)."""
-        value, s = self.predict(x, t), self.clock(t)
+        """Velocity and score from one evaluation. Shapes: (n, *shape) each."""
+        value, s = self.predict(x, t), self.coefficient_time(t)
         return tuple(self.process.convert(x, s, value, self.native, kind) for kind in ("velocity", "score"))
 
     def jacobian(self, x: Tensor, t: float | Tensor, kind: str = "score") -> tuple[Tensor, Tensor]:
-        """A prediction of the named kind, (n, *shape), and its Jacobian, (n, D, D)."""
+        """The prediction of the given kind, (n, *shape), and its Jacobian, (n, D, D)."""
         value, jac = self.predict_jacobian(x, t)
+        return self._convert(x, t, value, jac, torch.eye(jac.shape[-1], dtype=x.dtype, device=x.device), kind)
+
+    def _convert(self, x, t, value, form, unit, kind: str = "velocity") -> tuple[Tensor, Tensor]:
+        """Converts the native prediction and a linear function of its Jacobian; ``unit`` is that function of I."""
         if kind == self.native:
-            return value, jac
-        a, b = self.process.conversion(as_time(self.clock(t), x), self.native, kind)
-        eye = torch.eye(jac.shape[-1], dtype=x.dtype, device=x.device)
-        return expand(a, x) * x + expand(b, x) * value, expand(a, jac) * eye + expand(b, jac) * jac
+            return value, form
+        a, b = self.process.conversion(as_time(self.coefficient_time(t), x), self.native, kind)
+        return expand(a, x) * x + expand(b, x) * value, expand(a, form) * unit + expand(b, form) * form
 
     def divergence(self, x: Tensor, t: float | Tensor) -> Tensor:
         """Trace of the Jacobian of the score. Shape: (n,)."""
         return self.jacobian(x, t)[1].diagonal(dim1=-2, dim2=-1).sum(-1)
 
     def differentiable(self, x: Tensor, t: Tensor) -> Tensor:
-        """The native prediction in operations that torch.func can differentiate, in x and in t; by default
-        :meth:`predict`, which a faster way of computing must not replace here."""
+        """The native prediction in operations that torch.func can differentiate in x and in t.
+
+        By default :meth:`predict`; a Score whose predict runs a kernel without derivatives must override it.
+        """
         return self.predict(x, t)
 
     def _differentiable_score(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.process.convert(x, self.clock(t), self.differentiable(x, t), self.native, "score")
+        return self.process.convert(x, self.coefficient_time(t), self.differentiable(x, t), self.native, "score")
 
     def trace_gradient(self, x: Tensor, t: float | Tensor) -> Tensor:
         """Gradient of the trace of the score's Jacobian. Shape: (n, *shape)."""
@@ -148,7 +153,7 @@ class Score:
             total = y.new_zeros(())
             for e in basis(y):
                 slope = torch.func.jvp(lambda z: self._differentiable_score(z, t), (y,), (e,))[1]
-                total = total + (slope * e).sum()  # points do not meet, so the sum has the gradient of each
+                total = total + (slope * e).sum()  # points are independent: the sum's gradient is each point's own
             return total
 
         return torch.func.grad(trace)(x)
@@ -159,7 +164,7 @@ class Score:
         return torch.func.jvp(lambda s: self._differentiable_score(x, s), (t,), (torch.ones_like(t),))[1]
 
     def velocity_and_divergence(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """The velocity, (n, *shape), and the trace of its Jacobian, (n,): what a likelihood integrates."""
+        """The velocity, (n, *shape), and its divergence, the trace of its Jacobian, (n,)."""
         value, jac = self.jacobian(x, t, "velocity")
         return value, jac.diagonal(dim1=-2, dim2=-1).sum(-1)
 
@@ -168,20 +173,6 @@ class Score:
         value, slope = self.velocity_jvp(x, t, u)
         return value, (slope * u).flatten(1).sum(1)
 
-    def _velocity(
-        self, x: Tensor, t: float | Tensor, value: Tensor, form: Tensor, unit: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Velocity and a linear form of its Jacobian, from those of the native prediction; ``unit`` is that of I."""
-        if self.native == "velocity":
-            return value, form
-        a, b = self.process.conversion(as_time(self.clock(t), x), self.native, "velocity")
-        return expand(a, x) * x + expand(b, x) * value, expand(a, form) * unit + expand(b, form) * form
-
     def velocity_jvp(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """The velocity and its derivative along ``u``. Shapes: (n, *shape) each."""
-        value, tangent = self.predict_jvp(x, t, u)
-        if self.native == "velocity":
-            return value, tangent
-        a, b = self.process.conversion(as_time(self.clock(t), x), self.native, "velocity")
-        a, b = expand(a, x), expand(b, x)
-        return a * x + b * value, a * u + b * tangent
+        return self._convert(x, t, *self.predict_jvp(x, t, u), u)

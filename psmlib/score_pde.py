@@ -1,18 +1,18 @@
-r"""The equation that every score of a diffusion obeys, and how far a given field is from obeying it.
+r"""The score equation: the partial differential equation that the score of a diffusion satisfies, and its residual.
 
-Along :math:`dx = f x\,dt + g\,dw` the density solves the Fokker-Planck equation. Divided by the density, and with the
-gradient taken at a fixed point, it becomes an equation for the score :math:`s` alone:
+The density of :math:`dx = f x\,dt + g\,dw` solves the Fokker-Planck equation. Dividing by the density and taking the
+gradient in x gives an equation for the score :math:`s` alone:
 
 .. math:: \partial_t s = -f\,\bigl(s + \partial_x s\,x\bigr)
           + \tfrac12 g^2\,\bigl(\nabla\operatorname{tr}\partial_x s + 2\,\partial_x s\,s\bigr).
 
-With :math:`v = f x - \tfrac12 g^2 s`, the velocity of the probability flow, it reads
+With the velocity of the probability-flow ODE, :math:`v = f x - \tfrac12 g^2 s`, it is
 
 .. math:: \partial_t s = -\nabla\operatorname{div} v - \partial_x s\,v - \partial_x v\,s .
 
 Parallel Score Matching prints it without the last term (its Eqs. 2 and 17, for :math:`f = -b/2`, :math:`g^2 = b`),
-which is :math:`\tfrac b2(s + \partial_x s\,s)`: its Appendix D takes the gradient past the derivative along the flow,
-and the two do not commute, because the flow moves neighbouring points by different amounts.
+which is :math:`\tfrac b2(s + \partial_x s\,s)`: its Appendix D exchanges the gradient in x with the derivative along
+the flow, and the two do not commute, because the flow moves neighbouring points by different amounts.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from psmlib.machine.checks import check_choice
 from psmlib.process import Process, as_time, expand
 from psmlib.score import Score
 
@@ -30,7 +31,7 @@ FORMS = ("paper", "corrected")
 
 
 class Terms(NamedTuple):
-    """What the equation is made of, at n points."""
+    """The quantities in the score equation, at n points."""
 
     rate: Tensor  # time derivative of the score, (n, d)
     score: Tensor  # (n, d)
@@ -39,10 +40,10 @@ class Terms(NamedTuple):
 
 
 def terms(score: Score, x: Tensor, t: float | Tensor) -> Terms:
-    """Evaluates every term once, for both forms of the equation.
+    """Evaluates the quantities that both forms of the equation need.
 
     Args:
-        score: Exact or trained; for a bank in float32, give ``x`` in float64 all the same.
+        score: Exact or trained; give ``x`` in float64 even for a bank in float32.
         x: Points. Shape: (n, d).
         t: Times after 0. Shape: () or (n,).
     """
@@ -51,11 +52,11 @@ def terms(score: Score, x: Tensor, t: float | Tensor) -> Terms:
 
 
 def right_side(parts: Terms, process: Process, x: Tensor, t: float | Tensor, form: str = "corrected") -> Tensor:
-    """What the equation says the time derivative is. Shape: (n, d).
+    """The right side of the score equation, which equals the time derivative of the score. Shape: (n, d).
 
     Args:
         parts: From :func:`terms`.
-        process: The process whose score it is.
+        process: The process of the score.
         x: Points. Shape: (n, d).
         t: Times. Shape: () or (n,).
         form: "paper" for Parallel Score Matching's Eq. 17, "corrected" for Fokker-Planck's.
@@ -63,8 +64,7 @@ def right_side(parts: Terms, process: Process, x: Tensor, t: float | Tensor, for
     Raises:
         ValueError: for another form, or where the drift is infinite (flow matching at 1).
     """
-    if form not in FORMS:
-        raise ValueError(f"unknown form {form!r} of the score equation: use one of {', '.join(FORMS)}")
+    check_choice("form", form, FORMS, of="the score equation")
     t = as_time(t, x)
     if not bool((process.alpha(t) > 0).all()):
         raise ValueError("the drift of this process is infinite where no signal is left: take earlier times")
@@ -79,7 +79,7 @@ def right_side(parts: Terms, process: Process, x: Tensor, t: float | Tensor, for
 
 
 def residual(score: Score, process: Process, x: Tensor, t: float | Tensor, form: str = "corrected") -> Tensor:
-    """Time derivative of the score minus what the equation says it is; zero for the score of a diffusion.
+    """Residual of the score equation: time derivative minus right side; zero for the score of a diffusion.
 
     Args:
         score: Exact or trained.
@@ -114,14 +114,13 @@ def residual(score: Score, process: Process, x: Tensor, t: float | Tensor, form:
 
 
 def per_log_snr(value: Tensor, process: Process, t: float | Tensor) -> Tensor:
-    r"""A rate of the score as a rate of the expected noise per unit of log SNR: :math:`\sigma r/|\dot\lambda|`.
+    r"""Rate of the expected noise per unit of log SNR, :math:`\sigma r/|\dot\lambda|`, from a rate r of the score.
 
-    The score grows without bound as t falls, and a process may run at any pace; in this unit a figure means the same
-    at every time and for every process, and it is the unit in which the likelihood gap is an integral of the squared
-    error.
+    The score grows without bound as t goes to 0, and processes differ in speed. In this unit values are comparable
+    between times and processes, and the likelihood gap is an integral of the squared error.
 
     Args:
-        value: A rate of the score, such as a residual. Shape: (n, d).
+        value: A rate of the score r, such as a residual. Shape: (n, d).
         process: Its process.
         t: Times. Shape: () or (n,).
     """
@@ -132,23 +131,23 @@ def per_log_snr(value: Tensor, process: Process, t: float | Tensor) -> Tensor:
 
 
 def evolve(line: Tensor, start: Tensor, process: Process, t0: float, t1: float, form: str = "corrected") -> Tensor:
-    """Carries a score on a line from t0 to t1 by the equation alone: central differences and scipy's BDF solver.
+    """Solves the score equation in one dimension from t0 to t1, by central differences and scipy's BDF solver.
 
-    At the ends the score is continued as a straight line. Far from the data it is one, and there the equation carries
-    everything outwards, so that nothing comes in that the start does not know.
+    At the ends of the line the score is extrapolated linearly. Far from the data it is nearly linear, and there the
+    solution is transported outwards, so that the boundary values do not influence the interior.
 
     Args:
         line: Equally spaced points from well left to well right of the data. Shape: (n,).
         start: The score at t0. Shape: (n,).
         process: The process.
-        t0, t1: Where from and where to.
+        t0, t1: First and last time.
         form: "paper" or "corrected".
 
     Returns:
         The score at t1. Shape: (n,).
 
     Raises:
-        ValueError: when the solver gives up.
+        ValueError: when the solver fails.
 
     Example:
         >>> import torch
@@ -168,7 +167,5 @@ def evolve(line: Tensor, start: Tensor, process: Process, t0: float, t1: float, 
 
     found = solve_ivp(change, (t0, t1), start.numpy(), method="BDF", rtol=1e-8, atol=1e-8)
     if not found.success:
-        raise ValueError(
-            f"the score could not be carried from t = {t0:g} to {t1:g}: take a finer line or a later start"
-        )
+        raise ValueError(f"no solution was found from t = {t0:g} to {t1:g}: take a finer line or a later start")
     return torch.from_numpy(found.y[:, -1])

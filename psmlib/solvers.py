@@ -1,7 +1,7 @@
-r"""Solvers for dx/dt = v(x, t) with a scalar carried along, on a given grid or with adaptive steps.
+r"""Explicit Runge-Kutta solvers of dx/dt = v(x, t), da/dt = w(x, t), on a given grid or with adaptive steps.
 
-The state is a pair (x, a): points and an accumulator, so that a likelihood is one integration of
-(velocity, divergence). Explicit Runge-Kutta methods by their Butcher tables.
+The state is a pair (x, a) of points and a scalar for each point, such as an integrated divergence: a likelihood is one
+solution with the pair (velocity, divergence). Each method is defined by its Butcher tableau.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Field = Callable[[Tensor, float], tuple[Tensor, Tensor | float]]
 
 @dataclass(frozen=True)
 class Tableau:
-    """An explicit Runge-Kutta method: nodes c, rows of a, weights b."""
+    """Butcher tableau of an explicit Runge-Kutta method: nodes c, coefficients a (row by row) and weights b."""
 
     order: int
     c: tuple[float, ...]
@@ -31,7 +31,7 @@ TABLEAUS = {
     "rk4": Tableau(4, (0.0, 0.5, 0.5, 1.0), ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
 }
 
-# Dormand and Prince (1980): order 5 with an embedded order 4
+# Dormand and Prince (1980): order 5 with an embedded method of order 4
 DOPRI5 = Tableau(
     5,
     (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
@@ -53,7 +53,7 @@ METHODS = (*TABLEAUS, "adaptive")
 
 
 def stages(field: Field, table: Tableau, x: Tensor, t: float, h: float, first=None) -> tuple[list[Tensor], list]:
-    """The slopes of one step, for the points and for the accumulator; ``first`` is the first pair, if known."""
+    """The stages of one step: slopes of x and of a; ``first`` is the first pair of slopes, if known."""
     ks, ls = ([], []) if first is None else ([first[0]], [first[1]])
     for c, row in list(zip(table.c, table.a, strict=True))[len(ks) :]:
         y = x
@@ -71,12 +71,12 @@ def _combine(weights, slopes):
 
 
 def fixed(fields: Callable[[float], Field], x: Tensor, times, method: str) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """Steps through ``times``, ascending or descending, yielding (x, a, t) after each step.
+    """Solves along ``times``, ascending or descending, yielding (x, a, t) after each step.
 
     Args:
-        fields: Gives the field to use for the step around a time: a bank freezes its network there.
-        x: Start. Shape: (n, *shape).
-        times: Grid; its points are the steps' ends. Shape: (steps + 1,).
+        fields: Maps the middle of a step to the field used in the whole step, that of one network of a bank.
+        x: Initial points. Shape: (n, *shape).
+        times: Time grid. Shape: (steps + 1,).
         method: "euler", "heun" or "rk4".
 
     Raises:
@@ -96,13 +96,13 @@ def fixed(fields: Callable[[float], Field], x: Tensor, times, method: str) -> It
 def adaptive(
     fields: Callable[[float], Field], x: Tensor, times, *, rtol: float = 1e-5, atol: float = 1e-5, max_nfe: int = 20000
 ) -> Iterator[tuple[Tensor, Tensor, float, int]]:
-    """Dormand-Prince steps of controlled error between consecutive ``times``, yielding (x, a, t, nfe) at each.
+    """Dormand-Prince steps with error control between consecutive ``times``, yielding (x, a, t, nfe) at each of them.
 
-    The error norm is the root mean square over all points and axes and over the accumulator, as in scipy and
-    torchdiffeq. A step costs six evaluations: its first slope is the last one of the step before.
+    The error norm is the root mean square over all points and axes of x and over a, as in scipy and torchdiffeq. A step
+    costs six evaluations, because its first slope is the last one of the step before.
 
     Raises:
-        RuntimeError: when ``max_nfe`` evaluations do not suffice, naming the time it got to.
+        RuntimeError: when ``max_nfe`` evaluations do not suffice, naming the time that was reached.
     """
     times, nfe = [float(t) for t in times], 0
     a: Tensor | float = 0.0
@@ -125,13 +125,13 @@ def adaptive(
             if ratio <= 1:
                 x, a, t, first = ends[0][1], ends[1][1], t + h, (ks[-1], ls[-1])
             if not ratio < float("inf"):
-                ratio = 1e5  # a step into overflow: try a much shorter one
+                ratio = 1e5  # the step overflowed: try a much shorter one
             h *= min(5.0, max(0.1, 0.9 * (ratio + 1e-10) ** -0.2))
         yield x, a, end, nfe
 
 
 def _error_norm(ends, rtol: float, atol: float) -> float:
-    """Root mean square of the errors of all tensors among (old, new, error), in units of their tolerance."""
+    """Root mean square of the errors, in units of their tolerances, of the tensors among (old, new, error)."""
     scaled = [
         (error / (atol + rtol * torch.maximum(torch.as_tensor(old).abs(), new.abs()))).flatten()
         for old, new, error in ends

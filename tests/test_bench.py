@@ -1,11 +1,8 @@
-"""The file that benchmarks are kept in, the command line, and a small run of each."""
+"""The command line of the benchmarks, and a small run of each."""
 
 import csv
 import types
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -30,66 +27,6 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-# The file
-
-
-def test_rows_are_added_and_the_header_is_written_once(folder):
-    path, about = bench.path_of("training"), bench.stamp("smoke")
-    bench.append(path, [bench.record("training", ROW, about)])
-    first = path.read_bytes()
-    bench.append(path, [bench.record("training", replace(ROW, case=case), about) for case in ("HG", "XY")])
-    assert path.read_bytes().startswith(first)
-    assert [row["case"] for row in read(path)] == ["TY, a case", "HG", "XY"]
-    assert path.read_text().count("ratio_q50") == 1
-    assert [p.name for p in folder.iterdir()] == ["training.csv"]
-
-
-def test_a_row_says_what_was_measured_where_and_with_what():
-    row = bench.record("training", ROW, bench.stamp("quick"))
-    assert tuple(row) != () and set(row) == set(bench.COLUMNS) and None not in row.values()
-    assert [row[key] for key in ("q20", "q50", "q80")] == ["90", "100", "110"]
-    assert [row[key] for key in ("ratio_q20", "ratio_q50", "ratio_q80")] == ["1.9", "2", "2.1"]
-    assert (row["name"], row["runs"], row["warm_up_seconds"], row["scale"]) == ("training", "5", "0.5", "quick")
-    assert row["torch"] == torch.__version__.split("+")[0] or row["torch"] == torch.__version__
-    assert row["numpy"] == np.__version__ and row["dirty"] in ("yes", "no", "unknown") and row["device"]
-    single = bench.record("x", Row.single("c", "m", "steps", "1", 23, ratio=2.5), bench.stamp("quick"))
-    assert [single[key] for key in ("q20", "q50", "q80", "ratio_q50", "warm_up_seconds")] == ["", "23", "", "2.5", ""]
-
-
-def test_commas_and_quotes_come_back_as_they_were(folder):
-    path = bench.append(bench.path_of("x"), [bench.record("x", ROW, bench.stamp("smoke"))])
-    assert read(path)[0]["note"] == ROW.note
-
-
-def test_a_write_that_fails_leaves_the_file_as_it_was(folder, monkeypatch):
-    record = bench.record("x", ROW, bench.stamp("smoke"))
-    path = bench.append(bench.path_of("x"), [record])
-    before = path.read_bytes()
-
-    def fail(*_):
-        raise OSError("the disk is full")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk is full"):
-        bench.append(path, [record])
-    assert path.read_bytes() == before and len(list(folder.iterdir())) == 1
-
-
-def test_two_writers_at_once_lose_no_row(folder):
-    path, about = bench.path_of("x"), bench.stamp("smoke")
-    records = [bench.record("x", replace(ROW, case=str(i)), about) for i in range(40)]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda record: bench.append(path, [record]), records))
-    assert sorted(int(row["case"]) for row in read(path)) == list(range(40))
-
-
-def test_a_last_line_without_its_end_is_not_run_into(folder):
-    path = bench.append(bench.path_of("x"), [bench.record("x", ROW, bench.stamp("smoke"))])
-    path.write_text(path.read_text().rstrip("\n"))
-    bench.append(path, [bench.record("x", ROW, bench.stamp("smoke"))])
-    assert [row["case"] for row in read(path)] == [ROW.case] * 2
-
-
 def test_a_file_with_other_columns_is_refused_before_anything_runs(folder, monkeypatch, capsys):
     folder.mkdir()
     (folder / "steps.csv").write_text("date,speed\n2020-01-01,3\n")
@@ -97,9 +34,6 @@ def test_a_file_with_other_columns_is_refused_before_anything_runs(folder, monke
     assert bench.main(["steps", "--scale", "smoke"]) == 1
     assert "steps.csv has other columns than this version writes: move it aside" in capsys.readouterr().err
     assert (folder / "steps.csv").read_text() == "date,speed\n2020-01-01,3\n"
-
-
-# The command line
 
 
 def test_list_names_every_benchmark_and_runs_none(folder, capsys):
@@ -145,7 +79,7 @@ def test_values_that_differ_fail_the_run_after_they_are_recorded(folder, monkeyp
 
     monkeypatch.setattr(likelihood, "by_psmlib", wrong)
     assert bench.main(["likelihood", "--scale", "smoke"]) == 1
-    assert "psmlib and torchdiffeq differ by" in capsys.readouterr().err
+    assert "log likelihoods of psmlib and torchdiffeq differ by" in capsys.readouterr().err
     assert float(read(folder / "likelihood.csv")[-1]["q50"]) > likelihood.TOLERANCE
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psmlib.partition import SA, TPSM_A, TPSM_B, Partition
+from psmlib.partition import SA, TPSM_A, TPSM_B, Partition, cut
 from psmlib.process import EDM, VP
 
 F64 = torch.float64
@@ -123,3 +123,25 @@ def test_bad_edges_are_named_in_one_sentence(make, words):
     with pytest.raises(ValueError, match=words) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=8, unique=True), st.data())
+def test_cut_keeps_the_first_blocks(times, data):
+    partition = Partition([0, *sorted(times)], discrete=data.draw(st.booleans()))
+    k = data.draw(st.integers(1, len(partition)))
+    short = cut(partition, partition.edges[k])
+    assert short.edges == partition.edges[: k + 1] and short.discrete == partition.discrete
+    assert cut(partition, partition.T) == partition
+
+
+@pytest.mark.parametrize(
+    "T, words",
+    [(0.2, "at 0.1 or 0.3$"), (0.01, "at 0.02$"), (0.99, "at 0.3 or 1$"), (0.0, "outside"), (1.2, "cut within it$")],
+)
+def test_cuts_between_edges_are_refused(T, words):
+    with pytest.raises(ValueError, match=words):
+        cut(Partition([0, 0.02, 0.1, 0.3, 1]), T)
+
+
+def test_edges_are_met_up_to_rounding():
+    assert len(cut(Partition.equal(10), 0.1 + 0.2)) == 3  # 0.30000000000000004

@@ -1,1 +1,1 @@
-"""Banks: K networks of one architecture held as one stack of parameters, their Scores and their checkpoints."""
+"""Banks (K networks of one architecture, stacked as rows of one tensor), their Scores and their checkpoint files."""

@@ -1,4 +1,4 @@
-r"""The Score of networks that answer for one block of time each: what banks of any architecture share."""
+"""Base class of the Scores of banks: each network answers for one block of time, whatever its architecture."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from psmlib.score import Score
 class BlockScore(Score):
     """A bank joined with its partition and process, network k answering for block k.
 
-    A subclass defines what one network answers, and calls :meth:`_each_block` with it. For a discrete partition (DPSM)
-    the field within a block is the one of its time point, coefficients included: Parallel Score Matching, Appendix H.
+    A subclass evaluates one network and passes that to :meth:`_each_block`. For a discrete partition (DPSM) the field
+    within a block is the one at its time point, coefficients included: Parallel Score Matching, Appendix H.
 
     Args:
         bank: Has ``len``, ``whole``, ``native``, ``params`` and ``device``.
@@ -48,18 +48,18 @@ class BlockScore(Score):
         self.native = bank.native
 
     @property
-    def home(self) -> dict:
+    def tensor_options(self) -> dict:
         return {"dtype": self.bank.params.dtype, "device": self.bank.device}
 
     def _rows(self, x: Tensor) -> int:
-        """Points a piece when a field is evaluated: enough to hide the cost of a call, few enough for the memory."""
+        """Points per call when a field is evaluated: enough to hide the cost of a call, few enough for the memory."""
         return max(1, len(x))
 
     def on_block(self, t: float) -> BlockScore:
         return self if self.block is not None else self._piece(int(self.partition.block_of(t)))
 
     def _piece(self, k: int) -> BlockScore:
-        """Network k alone; what the score keeps for its work is shared."""
+        """The Score frozen to network k; buffers are shared."""
         if not hasattr(self, "_pinned"):
             self._pinned: dict[int, BlockScore] = {}
         if k not in self._pinned:
@@ -68,11 +68,11 @@ class BlockScore(Score):
         return self._pinned[k]
 
     def _time(self, t: Tensor, k: int) -> Tensor:
-        """The time that network k is asked about: its own point if the partition is discrete."""
+        """The time at which network k is evaluated: its own time point if the partition is discrete."""
         return torch.full_like(t, self.partition.times[k]) if self.partition.discrete else t
 
     def _each_block(self, f: Callable, x: Tensor, t: float | Tensor) -> tuple[Tensor, ...]:
-        """Calls f(k, x, t) for the networks concerned, piece by piece, and puts the answers in order."""
+        """Calls f(k, x, t) for each network concerned, in batches of points, and puts the results back in order."""
         t = as_time(t, x)
         if self.block is not None or t.dim() == 0:
             k, rows = self.block if self.block is not None else int(self.partition.block_of(t)), self._rows(x)
@@ -80,7 +80,7 @@ class BlockScore(Score):
             pieces = [f(k, x[i : i + rows], t[i : i + rows] if t.dim() else t) for i in cuts]
             return tuple(torch.cat(p) for p in zip(*pieces, strict=True))
         block, out = self.partition.block_of(t), None
-        for k in block.unique().tolist() or [0]:  # no points: any network gives the shape
+        for k in block.unique().tolist() or [0]:  # without points any network gives the shape
             index = (block == k).nonzero()[:, 0]
             part = BlockScore._each_block(self._piece(k), f, x[index], t[index])
             out = out or tuple(x.new_empty(len(x), *p.shape[1:]) for p in part)
@@ -100,11 +100,11 @@ class BlockScore(Score):
 
     def velocity_and_divergence(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         value, trace = self.predict_trace(x, t)
-        return self._velocity(x, t, value, trace, torch.full_like(trace, x[:1].numel()))
+        return self._convert(x, t, value, trace, torch.full_like(trace, x[:1].numel()))
 
     def velocity_and_quadratic(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         value, form = self.predict_quadratic(x, t, u)
-        return self._velocity(x, t, value, form, u.square().flatten(1).sum(1))
+        return self._convert(x, t, value, form, u.square().flatten(1).sum(1))
 
     def trace_gradient(self, x: Tensor, t: float | Tensor) -> Tensor:
         if self.block is not None:
@@ -116,7 +116,7 @@ class BlockScore(Score):
             return super().time_derivative(x, t)
         return self._each_block(lambda k, y, s: (self._piece(k).time_derivative(y, s),), x, t)[0]
 
-    def clock(self, t: float | Tensor) -> float | Tensor:
+    def coefficient_time(self, t: float | Tensor) -> float | Tensor:
         if not self.partition.discrete:
             return t
         t = torch.as_tensor(t, dtype=torch.float64)

@@ -1,4 +1,4 @@
-r"""The Score of a bank of image networks."""
+r"""The Score of a bank of image networks: values, products with the Jacobian, and its trace."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from psmlib.score import basis
 class ImageScore(BlockScore):
     r"""A bank of image networks joined with its partition and process.
 
-    Products with the Jacobian are taken backwards, :math:`u^\top J`: for a convolution that is cheaper than forwards,
-    and a likelihood needs :math:`u^\top J u` alone, which is the same from either side.
+    Products with the Jacobian are computed in reverse mode, :math:`u^\top J`: for convolutions that is cheaper than
+    forward mode, and a likelihood needs only :math:`u^\top J u`, which is the same either way.
 
-    Images that are normalised by the statistics of their batch (``batch_at_test``) meet: the field is one of all images
-    of a call together, which are never cut into pieces, and the sides share a quadratic form out differently. Its
-    sum over the images, and the expectation of each image's share over probes, are those of the traces of
-    :math:`\partial v_i/\partial x_i`, which :meth:`predict_trace` takes one image at a time. A Jacobian for each image
+    Where images are normalised by the statistics of their batch (``batch_at_test``), each output depends on all images
+    of a call, so a call is never split into batches. The Jacobian then has blocks
+    :math:`\partial v_i/\partial x_j`, and :math:`u^\top J u` is split over the images differently in the two modes.
+    In both, its sum over images is the same, and the expectation of image i's share over probes is the trace of
+    :math:`\partial v_i/\partial x_i`, which :meth:`predict_trace` computes one image at a time. One Jacobian per image
     would not describe such a field, and is refused.
 
     Args:
@@ -43,21 +44,22 @@ class ImageScore(BlockScore):
     """
 
     @property
-    def _images_meet(self) -> bool:
+    def _batch_dependent(self) -> bool:
+        """Whether an image's output depends on the other images of the call."""
         return bool(self.bank.settings.get("batch_at_test"))
 
     def _rows(self, x: Tensor) -> int:
-        if self._images_meet:
+        if self._batch_dependent:
             return super()._rows(x)
         pixels = x[0, 0].numel() if len(x) else 1
         return max(1, (1 << 15 if x.device.type == "cpu" else 1 << 19) // pixels)
 
     def _piece(self, k: int) -> BlockScore:
-        self.bank.network(k)  # within a transformation of torch.func none can be made
+        self.bank.network(k)  # made now: within a torch.func transformation it cannot be
         return super()._piece(k)
 
     def _network(self, k: int, x: Tensor, t: Tensor) -> Tensor:
-        """What network k says, in its own dtype."""
+        """The output of network k, in its own dtype."""
         net = self.bank.network(k)
         return net(*net.inputs(x, self._time(t, k), self.process))
 
@@ -71,7 +73,7 @@ class ImageScore(BlockScore):
     def differentiable(self, x: Tensor, t: Tensor) -> Tensor:
         if self.block is None:
             raise ValueError("only one network of a bank can be differentiated at a time: choose it by on_block(t)")
-        self._refuse_if_images_meet()
+        self._refuse_if_batch_dependent()
         return self._network(self.block, x.to(self.bank.params.dtype), t).to(x.dtype)
 
     def predict_jvp(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,17 +85,17 @@ class ImageScore(BlockScore):
 
         return self._each_block(f, torch.cat([x, u], 1), t)
 
-    def _refuse_if_images_meet(self) -> None:
-        if self._images_meet:
+    def _refuse_if_batch_dependent(self) -> None:
+        if self._batch_dependent:
             raise ValueError(
-                "batch_at_test makes an image's answer depend on the others, so that it has no Jacobian of its own: "
+                "batch_at_test makes an image's output depend on the others, so that it has no Jacobian of its own: "
                 'use divergence="exact" or "hutchinson" for likelihoods, or ImageBank.changed(batch_at_test=False)'
             )
 
     def _units(self, y: Tensor) -> Iterator[Tensor]:
-        """Probes whose quadratic forms add up to the traces: unit vectors of all images, or of each where they meet."""
+        """Unit probes whose quadratic forms sum to the traces: for all images at once, or one image at a time."""
         for e in basis(y):
-            if not self._images_meet:
+            if not self._batch_dependent:
                 yield e
                 continue
             for i in range(len(y)):
@@ -104,7 +106,7 @@ class ImageScore(BlockScore):
     def _pullbacks(
         self, k: int, x: Tensor, s: Tensor, probes: Iterable[Tensor], keep: bool = True
     ) -> tuple[Tensor, Iterator[Tensor]]:
-        """What network k says, and u^T J for one probe u after another; ``keep`` if there are several. Shapes: x's."""
+        """The output of network k, and u^T J of one probe u at a time; ``keep`` if there are several. Shapes: as x."""
         with torch.enable_grad():
             y = x.detach().to(self.bank.params.dtype).requires_grad_()
             value = self._network(k, y, s)
@@ -130,7 +132,7 @@ class ImageScore(BlockScore):
         return self._each_block(f, x, t)
 
     def predict_jacobian(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        self._refuse_if_images_meet()
+        self._refuse_if_batch_dependent()
 
         def f(k: int, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
             value, rows = self._pullbacks(k, y, s, basis(y))

@@ -1,12 +1,12 @@
-r"""Discrete Parallel Score Matching with interpolation: between two time points, a mixture of their networks.
+r"""Discrete Parallel Score Matching, interpolated linearly in time between the networks of neighbouring time points.
 
 Haxholli and Lorenzi (PSM, Appendix H) hold the field constant between the points, coefficients included, and say that
-precise likelihoods ask for interpolation. :class:`Interpolated` gives it:
+precise likelihoods need interpolation. :class:`Interpolated` computes
 
 .. math:: \hat\varepsilon(x, t) = (1-w)\,\hat\varepsilon_i(x) + w\,\hat\varepsilon_{i+1}(x), \qquad
           w = \frac{t - t_i}{t_{i+1} - t_i},
 
-with the process's own coefficients at t. Below the first point the first network answers alone.
+with the coefficients of the process at t. Below the first point only the first network is used.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from psmlib.score import Score
 
 
 class Interpolated(Score):
-    """A discrete bank's Score, linear in time between its points.
+    """A discrete bank's Score, linear in time between its time points.
 
     Args:
         score: Of a bank on ``Partition.points(...)``.
 
     Raises:
-        ValueError: when the partition is not of points.
+        ValueError: when the partition is not one of time points.
 
     Example:
         >>> import torch
@@ -49,27 +49,27 @@ class Interpolated(Score):
         self.native = score.native
 
     @property
-    def home(self) -> dict:
-        return self.points.home
+    def tensor_options(self) -> dict:
+        return self.points.tensor_options
 
     def _neighbours(self, t: float) -> list[tuple[BlockScore, float]]:
-        """The one or two networks that answer at a time, with their weights."""
+        """The one or two networks that are used at a time, with their weights."""
         k, times = int(self.partition.block_of(t)), self.partition.times
         w = 1.0 if k == 0 else (t - times[k - 1]) / (times[k] - times[k - 1])
         pieces = self._around(k)
         return [(piece, v) for piece, v in zip(pieces, (1 - w, w)[-len(pieces) :], strict=True) if v]
 
     def _around(self, k: int) -> list[BlockScore]:
-        """The networks at the two ends of block k; of the first block, which starts without one, that of its end."""
+        """The networks at the two ends of block k; for the first block, only the one at its end."""
         return [self.points.on_block(s) for s in self.partition.times[max(k - 1, 0) : k + 1]]
 
     def _each_time(self, f: Callable, x: Tensor, t: float | Tensor, *more: Tensor) -> tuple[Tensor, ...]:
-        """Calls f(x, t, *more) for each time there is, and puts the answers in order."""
+        """Calls f(x, t, *more) for each distinct time, and puts the results back in order."""
         t = as_time(t, x)
         if t.dim() == 0:
             return f(x, float(t), *more)
         out = None
-        for s in t.unique() if len(t) else [self.process.T]:  # no points: any time gives the shape
+        for s in t.unique() if len(t) else [self.process.T]:  # without points any time gives the shape
             rows = (t == s).nonzero()[:, 0]
             part = f(x[rows], float(s), *(m[rows] for m in more))
             out = out or tuple(x.new_empty(len(x), *p.shape[1:]) for p in part)
@@ -78,7 +78,7 @@ class Interpolated(Score):
         return out
 
     def _mixed(self, name: str, x: Tensor, t: float | Tensor, *more: Tensor) -> tuple[Tensor, ...]:
-        """The mixture of what the networks' method ``name`` gives at t, each asked about its own time."""
+        """The weighted sum of what the networks' method ``name`` gives, each evaluated at its own time point."""
 
         def mixture(y: Tensor, s: float, *rest: Tensor) -> tuple[Tensor, ...]:
             total = None
@@ -124,5 +124,5 @@ class Interpolated(Score):
         return self._each_time(lambda y, s: self._differentiated(Score.time_derivative, y, s), x, t)[0]
 
     def _differentiated(self, f: Callable, x: Tensor, t: float) -> tuple[Tensor]:
-        self._around(int(self.partition.block_of(t)))  # within a transformation of torch.func none could be made
+        self._around(int(self.partition.block_of(t)))  # made now: within a torch.func transformation they cannot be
         return (f(self, x, t),)

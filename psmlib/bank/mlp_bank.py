@@ -1,32 +1,28 @@
-r"""A bank: K networks of one architecture held as one stack of parameters, and its reading as a Score."""
+"""A bank of K multilayer perceptrons, held as one stack of parameters, and its reading as a Score."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from psmlib.bank import checkpoint
 from psmlib.bank.block_score import BlockScore
-from psmlib.bank.stack import in_order, stretch
+from psmlib.bank.stack import NetworkStack
 from psmlib.kernels.bank_mlp import BankMLP, bank_mlp_ref, layers
 from psmlib.kernels.mlp_flow import COLUMNS, fits, mlp_flow
-from psmlib.machine.streams import stream
 from psmlib.nets.mlp import ARCHITECTURES, Plain
 from psmlib.partition import Partition
 from psmlib.process import Process, expand
 from psmlib.solvers import TABLEAUS
 
 _ROWS = 1024
-"""Points a piece when a field is evaluated on a CPU: enough to hide the cost of a call, few enough for the cache."""
+"""Points per call when a field is evaluated on a CPU: enough to hide the cost of a call, few enough for the cache."""
 
 
-class Bank:
-    """K stacked networks.
+class Bank(NetworkStack):
+    """K multilayer perceptrons of one architecture.
 
     Args:
         arch: The architecture, such as ``Plain()`` or ``Conditioned()``.
@@ -35,15 +31,14 @@ class Bank:
         seed: Network k starts from the stream (seed, k), whatever K is.
         dtype: Of the parameters.
         device: Of the parameters.
-        only: Make these networks alone, a part of the bank that :meth:`joined` puts together with the others.
+        only: Make only these networks, a part of the bank; :meth:`joined` puts the parts together.
 
     Attributes:
-        params: Parameters, a row for each network. Shape: (K, P), fewer rows in a part.
-        first: The block that the first network answers for; not 0 in a part alone.
-        whole: K, also in a part.
+        params: Parameters, one row per network. Shape: (K, P), fewer rows in a part.
 
     Raises:
-        ValueError: when size is not positive, or ``only`` names none of the networks.
+        ValueError: as :class:`~psmlib.bank.stack.NetworkStack` does.
+        MemoryError: likewise.
 
     Example:
         >>> bank = Bank(Plain(), 4, seed=0)
@@ -51,104 +46,33 @@ class Bank:
         torch.Size([4, 30952])
     """
 
+    architectures = ARCHITECTURES
+
     def __init__(
         self, arch: Plain, size: int, *, native: str = "eps", seed: int = 0,
         dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", only: range | None = None,
     ):  # fmt: skip
-        only = stretch(size, only, "a Bank")
-        self.first, self.whole = only.start, size
-        self.arch, self.native, self.seed = arch, native, seed
-        self.params = torch.empty(len(only), arch.parameters, dtype=torch.float64)
-        for k in range(len(only)):
-            generator = stream(seed, only[k], 0)
-            for weight, bias in layers(self.params[k : k + 1], arch.widths):
-                bound = 1 / math.sqrt(weight.shape[1])  # torch.nn.Linear's own default
-                weight.uniform_(-bound, bound, generator=generator)
-                bias.uniform_(-bound, bound, generator=generator)
-        self.params = self.params.to(dtype=dtype, device=device)
+        options = {"dtype": dtype, "device": device}
+        super().__init__(type(arch), asdict(arch), size, native=native, seed=seed, only=only, **options)
 
-    def __len__(self) -> int:
-        return len(self.params)
+    def _build(self, kind: type[Plain], settings: dict) -> None:
+        super()._build(kind, settings)
+        self.arch = kind(**settings)
+        self.widths, self.parameter_count = self.arch.widths, self.arch.parameters
+        self.row_sizes = {"params": self.arch.parameters}
 
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.params.device
+    def _initialise(self, row: int, generator: torch.Generator) -> None:
+        # drawn in float64 on the CPU: the same network in any dtype, on any device
+        params = torch.empty(self.arch.parameters, dtype=torch.float64)
+        for weight, bias in layers(params, self.widths):
+            bound = 1 / math.sqrt(len(weight))  # torch.nn.Linear's own default
+            weight.uniform_(-bound, bound, generator=generator)
+            bias.uniform_(-bound, bound, generator=generator)
+        self.params[row] = params
 
     @property
     def description(self) -> str:
-        """The architecture in words, for a checkpoint to remember."""
         return repr(self.arch)
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that tells one bank of an architecture from another, by name; rows are networks."""
-        return {"params": self.params}
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Widths of the layers, for optimisers that work on matrices."""
-        return self.arch.widths
-
-    def copy(self, params: Tensor | None = None) -> Bank:
-        """A bank of the same architecture with its own parameters, by default a copy of these.
-
-        Parameters of another number of networks make a bank of their own, no part of one.
-        """
-        other = object.__new__(Bank)
-        other.__dict__.update(self.__dict__)
-        other.params = (self.params if params is None else params).clone()
-        if len(other) != len(self):
-            other.first, other.whole = 0, len(other)
-        return other
-
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Bank:
-        """A copy on another device or in another dtype."""
-        return self.copy(self.params.to(device=device or self.device, dtype=dtype or self.params.dtype))
-
-    def save(self, path: str | Path, **about) -> None:
-        """Writes the networks to a safetensors file, with ``about`` beside them."""
-        arch = {
-            "arch": type(self.arch).__name__,
-            "settings": asdict(self.arch),
-            "native": self.native,
-            "seed": self.seed,
-            "first": self.first,
-            "whole": self.whole,
-        }
-        checkpoint.save(path, {"params": self.params}, {**about, **arch})
-
-    @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> tuple[Bank, dict]:
-        """Reads what :meth:`save` wrote: the bank and its description.
-
-        Raises:
-            ValueError: when the file is missing, broken, or not of a bank.
-        """
-        tensors, about = checkpoint.load(path)
-        if "params" not in tensors or about.get("arch") not in ARCHITECTURES:
-            raise ValueError(f"{path} does not hold a bank of networks: write it with Bank.save")
-        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in about["settings"].items()}
-        bank = object.__new__(cls)
-        bank.arch, bank.native, bank.seed = ARCHITECTURES[about["arch"]](**settings), about["native"], about["seed"]
-        bank.params = tensors["params"].to(device)
-        bank.first, bank.whole = about.get("first", 0), about.get("whole", len(bank.params))
-        return bank, about
-
-    @classmethod
-    def joined(cls, parts: Iterable[Bank]) -> Bank:
-        """One bank of the parts of a bank, in whatever order they come.
-
-        Raises:
-            ValueError: when they are not all the parts of one bank.
-
-        Example:
-            >>> parts = [Bank(Plain(), 3, only=part) for part in (range(2, 3), range(2))]
-            >>> torch.equal(Bank.joined(parts).params, Bank(Plain(), 3).params)
-            True
-        """
-        parts = in_order(parts)
-        return parts[0].copy(torch.cat([part.params for part in parts]))
 
     def score(self, partition: Partition, process: Process) -> BankScore:
         """The Score of this bank, network k answering for block k."""
@@ -167,7 +91,7 @@ class BankScore(BlockScore):
 
     def __init__(self, bank: Bank, partition: Partition, process: Process, block: int | None = None):
         super().__init__(bank, partition, process, block)
-        self._work: dict[tuple, BankMLP] = {}  # one set of buffers serves all blocks: 200 sets would fill the memory
+        self._work: dict[tuple, BankMLP] = {}  # one set of buffers for all blocks: 200 sets would fill the memory
 
     def _rows(self, x: Tensor) -> int:
         return _ROWS if x.device.type == "cpu" else 1 << 16
@@ -193,7 +117,7 @@ class BankScore(BlockScore):
         return tuple(o.to(x.dtype) + skip * y for o, y in zip(outs, [x, *directions], strict=True))
 
     def _buffers(self, h: Tensor, rows: int) -> BankMLP:
-        """Work space for ``rows`` rows a point, kept from call to call."""
+        """Work space with ``rows`` rows per point, reused from call to call."""
         key = (rows, h.shape[1])
         if key not in self._work:
             if len(self._work) > 4:
@@ -206,7 +130,7 @@ class BankScore(BlockScore):
         arch, s, x32 = self.bank.arch, self._time(t, k), x.to(self.bank.params.dtype)
         h = arch.features(x32, s, self.process)[None]
         basis = torch.eye(x.shape[1], dtype=x32.dtype, device=x.device)
-        tangents = arch.tangent(basis, s.flatten()[:1], self.process, basis)[None]  # the same wherever they are taken
+        tangents = arch.tangent(basis, s.flatten()[:1], self.process, basis)[None]  # the same at every point
         value, trace = (o[0].to(x.dtype) for o in self._buffers(h, 1).trace(self.bank.params[k : k + 1], h, tangents))
         skip = arch.skip(s, self.process, self.native)
         if skip is None:
@@ -243,16 +167,24 @@ class BankScore(BlockScore):
         return value if skip is None else value + expand(skip, x) * x
 
     def whole_solve(self, x: Tensor, times: Tensor, method: str, divergence: str) -> tuple[Tensor, Tensor, int] | None:
-        """All steps in one kernel: for plain networks in the plane, on an accelerator, with the exact divergence."""
-        arch, served = self.bank.arch, method in ("euler", "rk4") and divergence == "exact" and self.block is None
-        if x.device.type == "cpu" or not served or type(arch) is not Plain or not fits(arch.widths, x.dtype):
+        """All steps in one kernel, for plain networks in the plane on an accelerator, with the exact divergence."""
+        arch = self.bank.arch
+        supported = method in ("euler", "rk4") and divergence == "exact" and self.block is None and type(arch) is Plain
+        if x.device.type == "cpu" or not supported or not fits(arch.widths, x.dtype):
             return None
-        blocks, table = self._steps(times)
+        blocks, table = self.steps_table(times)
         end, change = mlp_flow(self.bank.params, arch.widths, x, blocks, table.to(x), method)
         return end, change, len(table) * len(TABLEAUS[method].c)
 
-    def _steps(self, times: Tensor) -> tuple[Tensor, Tensor]:
-        """Which network answers in each step, int32, (steps,), and the table of ``mlp_flow``, float64, (steps, 10)."""
+    def steps_table(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """A grid of times as :func:`~psmlib.kernels.mlp_flow.mlp_flow` takes it.
+
+        Args:
+            times: Shape: (steps + 1,).
+
+        Returns:
+            Which network answers in each step, int32, (steps,), and the table of the steps, float64, (steps, 10).
+        """
         times = times.double().cpu()
         start, end = times[:-1], times[1:]
         middle = (start + end) / 2

@@ -1,4 +1,4 @@
-"""Who trains a bank in the benchmark of its training step; :mod:`psmlib.benchmarks.bank` says what each does."""
+"""Implementations compared by the benchmark of a bank's training step; :mod:`psmlib.benchmarks.bank` describes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STAGES = ("forward", "forward and backward", "step")
 
 
 class Contestant:
-    """Networks of its own; ``call(stage)`` gives a function that does a turn of steps of that stage."""
+    """One implementation, with its own copy of the networks; ``call(stage)`` returns a function that runs one turn."""
 
     def __init__(self, bank: Bank, h: Tensor, target: Tensor):
         self.widths, self.h, self.target = bank.widths, h, target
@@ -29,21 +29,21 @@ class Contestant:
         raise TypeError(f"{type(self).__name__} does not define forward(h)")
 
     def backward(self, h: Tensor, target: Tensor) -> None:
-        """Leaves the gradients where the step finds them."""
+        """Computes the gradients and stores them for :meth:`adam`."""
         raise TypeError(f"{type(self).__name__} does not define backward(h, target)")
 
     def adam(self) -> None:
-        """Takes Adam's step by them."""
+        """Takes Adam's step with the stored gradients."""
         self.optimiser.step()
 
     def step(self) -> None:
-        """A turn of whole steps."""
+        """One turn of whole steps."""
         for h, target in zip(self.h, self.target, strict=True):
             self.backward(h, target)
             self.adam()
 
     def call(self, stage: str) -> Callable[[int], object]:
-        """What :func:`psmlib.benchmarks.timing.interleave` calls."""
+        """One turn of a stage, for :func:`psmlib.benchmarks.timing.interleave`."""
         if stage == "forward":
             return lambda i: [self.forward(h) for h in self.h]
         if stage == "step":
@@ -136,7 +136,7 @@ class Products(Contestant):
 
 
 class Ours(Contestant):
-    """An engine of this library."""
+    """An engine of this library, :class:`BankUpdates` or a subclass."""
 
     def __init__(self, bank: Bank, h: Tensor, target: Tensor, kind: type[BankUpdates] = BankUpdates):
         super().__init__(bank, h, target)
@@ -167,11 +167,11 @@ class Fused(Ours):
 
 
 class Loop(Contestant):
-    """Ours, one network after another."""
+    """This library's engine, one network after another."""
 
     def __init__(self, bank: Bank, h: Tensor, target: Tensor):
         super().__init__(bank, h, target)
-        parts = [bank.copy(flat[None]) for flat in bank.params]
+        parts = [bank.copy(params=flat[None]) for flat in bank.params]
         self.ours = [Ours(part, h[:, k : k + 1], target[:, k : k + 1]) for k, part in enumerate(parts)]
 
     def forward(self, h: Tensor) -> list[Tensor]:

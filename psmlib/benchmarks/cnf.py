@@ -1,39 +1,40 @@
-r"""A continuous normalising flow trained by maximum likelihood: the expensive way to the book's generative models.
+r"""A continuous normalising flow trained by maximum likelihood, the baseline of the book's comparison of costs.
 
-Points move along :math:`dx/dt = v_\theta(x, t)` from the data at 0 to N(0, I) at T, and the loss is their mean
+Points move along :math:`dx/dt = v_\theta(x, t)` from the data at 0 to N(0, I) at T. The loss is the mean over points of
 
 .. math:: -\log N(x_T; 0, I) - \int_0^T \mathrm{tr}\frac{\partial v_\theta}{\partial x}\,dt
 
-(Chen et al., 2018, Eq. 8; Grathwohl et al., 2019, Eq. 4): an update cannot be had without solving the whole equation,
-where score matching looks at one time. The gradient is taken either through the solver's own steps, which holds all
-of them in memory ("backprop"), or by solving the adjoint equation backwards, which holds one ("adjoint").
+(Chen et al., 2018, Eq. 8; Grathwohl et al., 2019, Eq. 4). Every update solves the whole equation, where score matching
+needs the field at one time only. Solver and gradients are torchdiffeq's: backpropagation through the solver's steps,
+which keeps all of them in memory ("backprop"), or the adjoint equation solved backwards, which keeps one ("adjoint").
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torchdiffeq import odeint, odeint_adjoint
 
 from psmlib.bank.mlp_bank import Bank
 from psmlib.likelihood import rademacher
 from psmlib.machine.streams import stream
 from psmlib.partition import Partition
 from psmlib.process import OTFlow, Process, as_time
-from psmlib.solvers import TABLEAUS, Field, fixed
 from psmlib.training.batches import draw_points
 from psmlib.training.optim import Adam
 
+METHODS = {"euler": "euler", "heun": "heun2", "rk4": "rk4"}
+"""torchdiffeq's names. Its "rk4" is the 3/8 rule, of the same order and cost as the classical one of the samplers."""
 DIVERGENCES = ("exact", "hutchinson")
+GRADIENTS = {"backprop": odeint, "adjoint": odeint_adjoint}
 Velocity = Callable[[Tensor, float], Tensor]
 """A function of points (n, *shape) and a time, with values like the points."""
-
-GRADIENTS = ("backprop", "adjoint")
 
 
 def differentiable(bank: Bank, process: Process, k: int = 0) -> tuple[Velocity, Tensor]:
@@ -47,7 +48,7 @@ def differentiable(bank: Bank, process: Process, k: int = 0) -> tuple[Velocity, 
         >>> torch.autograd.grad(predict(torch.zeros(3, 2), .5).sum(), params)[0].shape
         torch.Size([1, 30952])
     """
-    twin = bank.copy(bank.params[k : k + 1])
+    twin = bank.copy(params=bank.params[k : k + 1])
     twin.params = bank.params[k : k + 1].detach().requires_grad_()
     piece = twin.score(Partition([0, process.T]), process).on_block(process.T)
     return lambda x, t: piece.differentiable(x, as_time(t, x)), twin.params
@@ -58,7 +59,7 @@ class CNF:
 
     Args:
         velocity: v(x, t), differentiable in x and in the parameters. Shape: (n, *shape) -> (n, *shape).
-        params: Tensors that require gradients; a training changes them in place.
+        params: Tensors that require gradients; training changes them in place.
         steps: Equal solver steps from 0 to T.
         method: "euler", "heun" or "rk4".
         divergence: "exact" (a backward pass per axis) or "hutchinson" (one, along a random probe that stays the
@@ -81,7 +82,7 @@ class CNF:
         method: str = "rk4", divergence: str = "exact", gradient: str = "backprop", T: float = 1.0,
     ):  # fmt: skip
         known = (
-            ("method", method, TABLEAUS),
+            ("method", method, METHODS),
             ("divergence", divergence, DIVERGENCES),
             ("gradient", gradient, GRADIENTS),
         )
@@ -117,9 +118,10 @@ class CNF:
         predict, params = differentiable(bank, OTFlow())
         return cls(predict, [params], **settings)
 
-    def _field(self, x: Tensor, t: float, probe: Tensor | None, graph: bool) -> tuple[Tensor, Tensor]:
-        """The velocity and the trace of its Jacobian; ``graph`` keeps what their derivatives need."""
+    def _field(self, x: Tensor, t: float, probe: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The velocity and the trace of its Jacobian; both can be differentiated where gradients are enabled."""
         self.evaluations += 1
+        graph = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x if graph and x.requires_grad else x.detach().requires_grad_()
             v = self.velocity(x, t)
@@ -136,80 +138,59 @@ class CNF:
                     trace = trace + back.flatten(1)[:, j]
         return (v, trace) if graph else (v.detach(), trace.detach())
 
-    def _probe(self, x: Tensor, generator: torch.Generator | None) -> Tensor | None:
-        if self.divergence == "exact":
-            return None
-        return rademacher(x, generator or stream(0))
+    def _solver(self, backwards: bool = False) -> dict:
+        """Times, method and steps as torchdiffeq takes them."""
+        times = torch.tensor([self.T, 0.0] if backwards else [0.0, self.T], dtype=torch.float64)
+        times = times.to(self.params[0].device)
+        grid = lambda f, y, t: torch.linspace(*t.tolist(), self.steps + 1, dtype=t.dtype, device=t.device)  # noqa: E731
+        return {"t": times, "method": METHODS[self.method], "options": {"grid_constructor": grid}}
 
-    def _times(self, backwards: bool = False) -> Tensor:
-        grid = torch.linspace(0, self.T, self.steps + 1, dtype=torch.float64)
-        return grid.flip(0) if backwards else grid
-
-    def _solve(self, x: Tensor, probe: Tensor | None, graph: bool) -> tuple[Tensor, Tensor]:
-        """Where the points end, and their integrated divergence."""
-        return self._end(lambda y, t: self._field(y, t, probe, graph), x, self._times())
-
-    def _end(self, field: Field, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-        """The last state of a solve and what it accumulated; earlier ones are let go."""
-        return deque(fixed(lambda middle: field, x, times, self.method), maxlen=1).pop()[:2]
+    def _log_prob(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Log density of points, with a gradient in the parameters where gradients are enabled."""
+        dtype = self.params[0].dtype
+        if x.dim() < 2 or x.dtype != dtype:
+            raise ValueError(f"this flow takes {dtype} points of shape (n, *shape), got {x.dtype} of {tuple(x.shape)}")
+        probe = None if self.divergence == "exact" else rademacher(x, generator or stream(0))
+        solve, options = GRADIENTS[self.gradient], self._solver()
+        if self.gradient == "adjoint":
+            options["adjoint_params"] = self.params
+        field = lambda t, state: self._field(state[0], float(t.detach()), probe)  # noqa: E731
+        ends, changes = solve(field, (x, x.new_zeros(len(x))), **options)
+        return self.log_normal(ends[-1]) + changes[-1]
 
     @staticmethod
     def log_normal(x: Tensor) -> Tensor:
         """Log density of the normal end, N(0, I), in nats. Shape: (n, *shape) -> (n,)."""
         return OTFlow().prior_log_prob(x)
 
-    def _check(self, x: Tensor) -> None:
-        dtype = self.params[0].dtype
-        if x.dim() < 2 or x.dtype != dtype:
-            raise ValueError(f"this flow takes {dtype} points of shape (n, *shape), got {x.dtype} of {tuple(x.shape)}")
-
     @torch.enable_grad()
     def loss_and_gradient(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[float, list[Tensor]]:
-        r"""Mean negative log likelihood of points, in nats, and its gradient in each parameter.
+        """Mean negative log likelihood of points, in nats, and its gradient in each parameter.
 
-        With "adjoint" the gradient is :math:`\int_0^T \partial H/\partial\theta\,dt` of
-        :math:`H = \sum a\cdot v_\theta - \tfrac1n\sum\mathrm{tr}\,\partial v_\theta/\partial x` along
-        :math:`\dot a = -\partial H/\partial x`, solved from :math:`a(T) = x_T/n` backwards together with x. It is that
-        of the exact solution, up to the solver's error; "backprop" gives that of the solver's own answer.
+        The gradient by "backprop" is that of the solver's own answer, by "adjoint" that of the exact solution up to
+        the solver's error (Chen et al., 2018, Eqs. 3 to 5).
 
         Args:
             x: Points. Shape: (n, *shape).
             generator: Source of the Hutchinson probe; a fixed one by default.
         """
-        self._check(x)
-        probe = self._probe(x, generator)
-        end, change = self._solve(x, probe, graph=self.gradient == "backprop")
-        loss = -(self.log_normal(end) + change).mean()
-        if self.gradient == "backprop":
-            slopes = torch.autograd.grad(loss, self.params, materialize_grads=True)
-            return float(loss.detach()), list(slopes)
+        loss = -self._log_prob(x, generator).mean()
+        return float(loss.detach()), list(torch.autograd.grad(loss, self.params, materialize_grads=True))
 
-        def backwards(state: Tensor, t: float) -> tuple[Tensor, Tensor]:
-            y, a = state[0].detach().requires_grad_(), state[1]
-            v, trace = self._field(y, t, probe, graph=True)
-            H = (a * v).sum() - trace.sum() / len(y)
-            down, *slopes = torch.autograd.grad(H, [y, *self.params], materialize_grads=True)
-            return torch.stack([v.detach(), -down]), torch.cat([slope.flatten() for slope in slopes])
-
-        state = torch.stack([end, end / len(end)])
-        pieces = (-self._end(backwards, state, self._times(backwards=True))[1]).split([p.numel() for p in self.params])
-        return float(loss), [piece.view_as(p) for piece, p in zip(pieces, self.params, strict=True)]
-
+    @torch.no_grad()
     def log_prob(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Log density of points, in nats. Shape: (n, *shape) -> (n,)."""
-        self._check(x)
-        end, change = self._solve(x, self._probe(x, generator), graph=False)
-        return self.log_normal(end) + change
+        return self._log_prob(x, generator)
 
     @torch.no_grad()
     def carry(self, x: Tensor, *, backwards: bool = False) -> Tensor:
         """Points carried from the data to the normal end, or backwards. Shape: (n, *shape)."""
 
-        def field(y: Tensor, t: float) -> tuple[Tensor, float]:
+        def field(t: Tensor, y: Tensor) -> Tensor:
             self.evaluations += 1
-            return self.velocity(y, t), 0.0
+            return self.velocity(y, float(t))
 
-        return self._end(field, x, self._times(backwards))[0]
+        return odeint(field, x, **self._solver(backwards))[-1]
 
     def sample(self, n: int, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
         """Draws from the flow. Shape: (n, *shape)."""
@@ -219,6 +200,18 @@ class CNF:
         return self.carry(noise.to(self.params[0].device), backwards=True)
 
 
+def adam_steps(params: Sequence[Tensor], lr: float) -> Callable[[Sequence[Tensor]], None]:
+    """A function that takes gradients, whose memory it uses up, and changes the parameters by one step of Adam."""
+    moments, count = [Adam(p.detach()) for p in params], itertools.count(1)
+
+    def step(slopes: Sequence[Tensor]) -> None:
+        i = next(count)
+        for moment, param, slope in zip(moments, params, slopes, strict=True):
+            moment.step(param.detach(), slope, lr=lr, count=i)
+
+    return step
+
+
 @dataclass
 class Progress:
     """Where a training stands.
@@ -226,7 +219,7 @@ class Progress:
     Attributes:
         update: Updates done.
         updates: Updates to do.
-        loss: Mean loss since the last look, nats.
+        loss: Mean loss since the last report, nats.
         seconds: Time spent.
         evaluations: Calls of the velocity.
     """
@@ -250,7 +243,7 @@ def train_cnf(
         batch_size: Points an update.
         lr: Learning rate.
         seed: Update i draws from the stream (seed, i).
-        every: Updates between two looks.
+        every: Updates between two reports.
 
     Yields:
         A :class:`Progress` every so often, and at the end.
@@ -273,7 +266,7 @@ def train_cnf(
             raise ValueError(f"{name} must be a positive whole number, got {value!r}")
     if not lr > 0:
         raise ValueError(f"lr must be positive, got {lr!r}")
-    moments, like = [Adam(p.detach()) for p in flow.params], flow.params[0]
+    step, like = adam_steps(flow.params, lr), flow.params[0]
     began, called, total, since = time.perf_counter(), flow.evaluations, 0.0, 0
     for i in range(updates):
         generator = stream(seed, i)
@@ -283,8 +276,7 @@ def train_cnf(
                 f"the loss at update {i} is {loss:g} or its gradient is not finite: lower lr ({lr:g}) or take more "
                 f"steps than {flow.steps}"
             )
-        for moment, param, slope in zip(moments, flow.params, slopes, strict=True):
-            moment.step(param.detach(), slope, lr=lr, count=i + 1)
+        step(slopes)
         total, since = total + loss, since + 1
         if since == every or i + 1 == updates:
             yield Progress(i + 1, updates, total / since, time.perf_counter() - began, flow.evaluations - called)

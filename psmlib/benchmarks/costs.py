@@ -1,18 +1,13 @@
-r"""What a computation costs: seconds side by side, bytes held at the peak, and ratios that a noisy machine cannot fake.
+r"""Costs of computations for a chapter: seconds in turns, peaks of memory, and ratios with distribution-free intervals.
 
-Contestants take turns (:func:`psmlib.benchmarks.timing.interleave`), so that a busy minute hits all alike, and are
-compared turn by turn. Time and memory are measured in separate runs, since counting memory slows a run down.
-
-Memory is what a call holds *beyond* what was held before it: on a CPU the tensors made within the call, on a GPU what
-torch's allocator handed out. What libraries take for themselves is seen on a GPU only in part, on a CPU not at all.
+Contestants take turns (:func:`psmlib.benchmarks.timing.interleave`) and are compared turn by turn. Memory
+(:func:`psmlib.benchmarks.timing.work_space`) is measured in separate runs, since counting it slows a run down.
 """
 
 from __future__ import annotations
 
 import gc
-import itertools
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -20,12 +15,10 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from psmlib.benchmarks.cnf import CNF
-from psmlib.benchmarks.timing import Times, interleave, quantiles
-from psmlib.machine.memory import HeldBytes
+from psmlib.benchmarks.cnf import CNF, adam_steps
+from psmlib.benchmarks.timing import Times, interleave, quantiles, work_space
 from psmlib.machine.streams import stream
 from psmlib.process import Process
-from psmlib.training.optim import Adam
 
 Call = Callable[[], object]
 Prediction = Callable[[Tensor, Tensor], Tensor]
@@ -33,10 +26,10 @@ Prediction = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a call took.
+    """Time and memory of a call.
 
     Attributes:
-        times: Seconds of each turn; the warm-up is apart.
+        times: Seconds of the warm-up and of each turn.
         peak_bytes: Most bytes held at a time beyond what was held before.
     """
 
@@ -51,7 +44,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of costs and how sure it is.
+    """A ratio of costs with its interval.
 
     Attributes:
         value: Median over the turns.
@@ -66,7 +59,7 @@ class Ratio:
 
     @property
     def stderr(self) -> float:
-        """Half the interval in units of the normal one at the same level; nothing where the level is 0."""
+        """The standard deviation of a normal law with an interval of this width and level; 0 where the level is 0."""
         return 0.0 if self.level == 0 else (self.high - self.low) / 2 / NormalDist().inv_cdf((1 + self.level) / 2)
 
 
@@ -89,8 +82,8 @@ def compare(
         calls: Contestants.
         device: Where they work; a GPU is waited for before a clock is read.
         repeats: Timed turns of each, after one for warming up.
-        small: Shorter calls with the same peak of memory, such as of fewer steps, for measuring that: counting on a
-            CPU looks at every operation, and takes two calls.
+        small: Shorter calls with the same peak of memory, such as of fewer steps, for measuring the peak: counting on
+            a CPU looks at every operation, and takes two calls.
 
     Raises:
         ValueError: when there is nothing to compare, or repeats is not positive.
@@ -105,8 +98,8 @@ def compare(
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"repeats must be a positive whole number, got {repeats!r}")
     held = peaks({name: small.get(name, call) for name, call in calls.items()}, device)
-    turns = {name: _ignoring(call) for name, call in calls.items()}
-    taken = interleave(turns, repeats, _clock(torch.device(device)), shuffle=0)
+    turns = {name: lambda turn, call=call: call() for name, call in calls.items()}
+    taken = interleave(turns, repeats, device, shuffle=0)
     return {name: Cost(taken[name], held[name]) for name in calls}
 
 
@@ -166,26 +159,10 @@ def peaks(calls: Mapping[str, Call], device: str | torch.device = "cpu") -> dict
     Each is made twice: what a first call leaves behind for later ones, such as networks read from a disk or the work
     space of a library, is held before the second.
     """
-    device = torch.device(device)
     for call in calls.values():
         call()
-    if device.type == "cuda":
-        return {name: _peak_on_gpu(call, device) for name, call in calls.items()}
-    found, known = {}, _tensors()
-    for name, call in calls.items():
-        with HeldBytes(*known) as held:
-            call()
-        found[name] = held.peak
-    return found
-
-
-def _peak_on_gpu(call: Call, device: torch.device) -> int:
-    gc.collect()  # what is dropped during the call must not look like room made by it
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    call()
-    return torch.cuda.max_memory_allocated(device) - before
+    known = _tensors() if torch.device(device).type == "cpu" else ()
+    return {name: work_space(call, device, known=known)[0] for name, call in calls.items()}
 
 
 def _tensors() -> list[Tensor]:
@@ -201,21 +178,6 @@ def _tensors() -> list[Tensor]:
     return found
 
 
-def _clock(device: torch.device) -> Callable[[], float]:
-    if device.type != "cuda":
-        return time.perf_counter
-
-    def clock() -> float:
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    return clock
-
-
-def _ignoring(call: Call) -> Callable[[int], object]:
-    return lambda turn: call()
-
-
 def denoising_update(
     predict: Prediction,
     params: Sequence[Tensor],
@@ -227,7 +189,7 @@ def denoising_update(
 ) -> Call:
     """One update of a noise prediction, as a call: draw the noise, loss, gradient by torch, Adam.
 
-    It is written the plain way, like :func:`flow_update`, so that the two differ in the loss alone.
+    It uses torch's automatic differentiation, like :func:`flow_update`, so that the two differ only in the loss.
 
     Args:
         predict: eps(x, t), differentiable in the parameters.
@@ -248,7 +210,7 @@ def denoising_update(
         >>> update() > 0
         True
     """
-    step, generator = _adam(params, lr), stream(seed, device=x0.device)
+    step, generator = adam_steps(params, lr), stream(seed, device=x0.device)
 
     def update() -> float:
         eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype, device=x0.device)
@@ -270,7 +232,7 @@ def flow_update(flow: CNF, x0: Tensor, lr: float = 1e-3) -> Call:
         >>> flow_update(flow, torch.zeros(8, 2))() > 0, flow.evaluations
         (True, 8)
     """
-    step = _adam(flow.params, lr)
+    step = adam_steps(flow.params, lr)
 
     def update() -> float:
         loss, slopes = flow.loss_and_gradient(x0)
@@ -278,15 +240,3 @@ def flow_update(flow: CNF, x0: Tensor, lr: float = 1e-3) -> Call:
         return loss
 
     return update
-
-
-def _adam(params: Sequence[Tensor], lr: float) -> Callable[[Sequence[Tensor]], None]:
-    """Takes gradients, whose memory it uses up, and changes the parameters by one step of Adam."""
-    moments, count = [Adam(p.detach()) for p in params], itertools.count(1)
-
-    def step(slopes: Sequence[Tensor]) -> None:
-        i = next(count)
-        for moment, param, slope in zip(moments, params, slopes, strict=True):
-            moment.step(param.detach(), slope, lr=lr, count=i)
-
-    return step

@@ -1,4 +1,4 @@
-"""The Triton kernels of this package as the papers' sizes call them, for the compiler to look at."""
+"""Compile-time signatures of the Triton kernels at the papers' sizes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _WHOLE_STRIPS = fused.blocks((4, 100, 150, 100, 2))[1]
 
 @dataclass(frozen=True)
 class Profile:
-    """One kernel and what it is compiled with.
+    """One kernel with its signature and compile options.
 
     Attributes:
         kernel: The function.
         pointers: Names of its float32 pointers.
         others: Types of the other run-time arguments.
-        constants: Values of the rest.
-        options: How it is compiled.
-        does: What it does, in a few words.
+        constants: Values of the ``constexpr`` arguments.
+        options: Options of the launch.
+        does: Its purpose, in a few words.
         multiples: Names of integers that are multiples of 16 at the papers' sizes.
     """
 
@@ -84,7 +84,7 @@ if fused.triton is not None:
 
 
 def profile(name: str) -> Resources:
-    """What a kernel takes on an H100 or H200; takes some seconds the first time.
+    """Resources of a kernel on an H100 or H200; compiling takes some seconds the first time.
 
     Args:
         name: One of :data:`PROFILES`.

@@ -1,7 +1,7 @@
-"""What the compiler makes of a Triton kernel for a GPU that need not be there: registers, spills, shared memory.
+"""Registers, spills and shared memory of a compiled Triton kernel, for a GPU that need not be present.
 
-Triton carries its whole tool chain, so that a kernel can be compiled for an H200 on a laptop. Whether values had to be
-moved out of registers, or products really became tensor-core instructions, is then known before any GPU is at hand.
+Triton contains its whole tool chain, so a kernel can be compiled for an H200 on a laptop. This shows without a GPU
+whether registers were spilled and whether products became tensor-core instructions.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ except ImportError:  # this file must be importable everywhere, to be documented
 
 @dataclass(frozen=True)
 class Resources:
-    """One compiled kernel.
+    """Resources of one compiled kernel.
 
     Attributes:
-        registers: A thread.
-        stack: Bytes of local memory a thread; not 0 when registers were spilled.
-        shared: Bytes of shared memory a program.
-        warps: A program; a warp is 32 threads.
+        registers: Per thread.
+        stack: Bytes of local memory per thread; not 0 when registers were spilled.
+        shared: Bytes of shared memory per program.
+        warps: Per program; a warp is 32 threads.
         tensor_core: Tensor-core instructions in the program text.
         fused_add: Scalar multiply-add instructions in the program text.
     """
@@ -58,16 +58,16 @@ def compile_for(
     kernel: Any, signature: Mapping[str, str], constants: Mapping[str, Any], *,
     options: Mapping[str, Any] | None = None, capability: int = 90, multiples: Iterable[str] = (),
 ) -> Resources:  # fmt: skip
-    """Compiles a kernel for a compute capability and reads what it takes.
+    """Compiles a kernel for a compute capability and reads its resources.
 
     Args:
         kernel: A function made by ``triton.jit``.
         signature: Types of the arguments that are given at run time, as Triton writes them: "*fp32", "i32", "fp32".
             Pointers count as aligned to 16 bytes.
         constants: Values of the ``constexpr`` arguments.
-        options: How it is compiled: "num_warps", "num_stages" and what else a launch may say.
-        capability: Of the target, ten times: 90 is an H100 or H200.
-        multiples: Names of integers that are multiples of 16, as Triton sees for itself at a launch.
+        options: "num_warps", "num_stages" and other options of a launch.
+        capability: Ten times the target's compute capability: 90 is an H100 or H200.
+        multiples: Names of integers that are multiples of 16, which Triton detects at a launch.
 
     Raises:
         ImportError: when Triton is not installed.
@@ -98,7 +98,7 @@ def compile_for(
 
 
 def _read(cubin: bytes) -> tuple[str, str]:
-    """Resource usage and machine code of a compiled kernel, by the tools that come with Triton."""
+    """Resource usage and machine code of a compiled kernel, read by the tools that come with Triton."""
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

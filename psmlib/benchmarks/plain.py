@@ -1,4 +1,4 @@
-"""The book's small network in ordinary torch, as anyone would write it: what the benchmarks measure against."""
+"""The book's small network as an ordinary ``nn.Sequential``, the baseline of the benchmarks."""
 
 from __future__ import annotations
 

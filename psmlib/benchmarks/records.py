@@ -29,10 +29,10 @@ NUMBERS = ("runs", "warm_up_seconds", "q20", "q50", "q80", "ratio_q20", "ratio_q
 
 
 def load(name: str, folder: Path | None = None) -> pd.DataFrame:
-    """All rows of a benchmark, oldest first; without rows where it has never been run.
+    """All rows of a benchmark, oldest first; none if it has never been run.
 
     Args:
-        name: Of the benchmark, as `python -m psmlib.bench --list` gives it.
+        name: Of the benchmark, as listed by `python -m psmlib.bench --list`.
         folder: Where its file is; by default data/bench of the output folder, or else the repository's.
 
     Raises:
@@ -51,7 +51,7 @@ def load(name: str, folder: Path | None = None) -> pd.DataFrame:
 
 
 def latest(frame: pd.DataFrame, scales: tuple[str, ...] = ("full", "quick")) -> pd.DataFrame:
-    """The rows of the last run of each device: of the first of the scales that it has.
+    """The rows of the last run on each device, at the first of the scales that was run there.
 
     Args:
         frame: From :func:`load`.
@@ -77,9 +77,9 @@ def figure(frame: pd.DataFrame, method: str, measure: str, case: str = "") -> tu
 
     Args:
         frame: From :func:`latest`, one device's.
-        method: Who did it.
+        method: The implementation.
         measure: What was measured.
-        case: How the case begins.
+        case: The beginning of the case.
     """
     mine = frame[(frame["method"] == method) & (frame["measure"] == measure) & frame["case"].str.startswith(case)]
     mine = mine[mine["q50"].notna()]
@@ -90,7 +90,7 @@ def figure(frame: pd.DataFrame, method: str, measure: str, case: str = "") -> tu
 
 
 def stamp(scale: str, device: str = "cpu") -> dict[str, str]:
-    """The circumstances of a run on a device, as they stand in each of its rows.
+    """Date, commit, machine and versions of a run, the first columns of each of its rows.
 
     Example:
         >>> tuple(stamp("smoke")) == STAMP
@@ -105,7 +105,7 @@ def stamp(scale: str, device: str = "cpu") -> dict[str, str]:
 
 
 def record(name: str, row: Row, about: dict[str, str]) -> dict[str, str]:
-    """A row as the file holds it: text under every column."""
+    """A row as it is written to the file: text for every column."""
     text = {key: getattr(row, key) for key in ("case", "method", "measure", "unit", "note")}
     levels = ("q20", "q50", "q80")
     values = {key: number(value, 6) for key, value in zip(levels, row.values, strict=True)}
@@ -120,7 +120,7 @@ def path_of(name: str) -> Path:
 
 
 def check(path: Path) -> str:
-    """The text that the file holds, or the header it will start with.
+    """The text of the file, or the header of a new one.
 
     Raises:
         ValueError: when the file has other columns than we write.
@@ -137,7 +137,7 @@ def check(path: Path) -> str:
 
 
 def append(path: Path, records: Iterable[dict[str, str]]) -> Path:
-    """Adds rows to the end of a file in one step, with the header first if it is new.
+    """Adds rows to the end of a file atomically, after the header if it is new.
 
     Raises:
         ValueError: when the file has other columns than we write.
@@ -151,10 +151,10 @@ def append(path: Path, records: Iterable[dict[str, str]]) -> Path:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keeps other runs from adding to the folder's files meanwhile: a row must not be lost between two writers."""
+    """Locks the folder, so that no row is lost when two runs write at the same time."""
     try:
         import fcntl
-    except ImportError:  # not on this system; two runs at once would spoil each other's timings anyway
+    except ImportError:  # not on this system; two runs at once would disturb each other's timings anyway
         yield
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -1,10 +1,10 @@
-"""How few steps give the likelihood that 1,000 uniform RK4 steps give.
+"""The fewest solver steps that reproduce the likelihood of 1,000 uniform RK4 steps.
 
-What is run: the mean NLL of points of TY and HG at t0 = 0.001 (VP with b(t) = 10t, exact trace), for the exact score
-and for a conditioned bank on the blocks of TPSM-B trained briefly with SOAP. For each grid and method the fewest
-steps are sought whose mean NLL is within 2e-3 nat of the reference. A small error can be a lucky crossing of zero,
-so a number of steps counts only if half as many again and twice as many pass too. The ratio is that of the
-evaluations of the field, since a step of Heun's method takes two and one of RK4 four.
+The mean NLL of points of TY and HG at t0 = 0.001 (VP with b(t) = 10t, exact trace), for the exact score and for a
+conditioned bank on the blocks of TPSM-B trained briefly with SOAP. For each grid and method we search the fewest steps
+whose mean NLL is within 2e-3 nat of the reference. The error may cross zero by chance, so a number of steps counts only
+if 1.5 times and twice as many pass too. The ratio is that of the evaluations of the field, since a step of Heun's
+method takes two and one of RK4 four.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from psmlib import standard_errors
 from psmlib.bank.mlp_bank import Bank
 from psmlib.benchmarks.timing import Row
 from psmlib.data.toys import Mixture, load_toy
@@ -24,6 +25,7 @@ from psmlib.partition import TPSM_B
 from psmlib.process import VP
 from psmlib.score import Score
 from psmlib.training import fit
+from psmlib.training.times import LogUniform
 
 T0 = 1e-3
 TOLERANCE = 2e-3
@@ -32,9 +34,9 @@ CONTESTANTS = (("warped", "rk4"), ("log_snr", "rk4"), ("uniform", "rk4"), ("warp
 
 @dataclass(frozen=True)
 class Settings:
-    """How much to do.
+    """How much to measure.
 
-    Args:
+    Attributes:
         points: Points that the NLL is the mean of.
         reference: Uniform RK4 steps of the reference.
         updates: Updates of the bank.
@@ -59,8 +61,8 @@ SCALES = {
 def fewest(passes: Callable[[int], bool], start: int = 4, limit: int = 1000) -> int | None:
     """The fewest steps that pass, to one in fifty; None if ``limit`` steps do not.
 
-    Doubles from ``start``, then bisects between the last failure and the first success in equal ratios. Steps
-    that pass while half as many again or twice as many fail do not count.
+    Doubles from ``start``, then bisects between the last failure and the first success on a logarithmic scale. Steps
+    that pass while 1.5 times or twice as many fail do not count.
 
     Example:
         >>> fewest(lambda n: n >= 23), fewest(lambda n: n == 8 or n >= 50), fewest(lambda n: False)
@@ -90,7 +92,7 @@ def fewest(passes: Callable[[int], bool], start: int = 4, limit: int = 1000) -> 
 def brief_bank(toy: Mixture, process: VP, updates: int) -> Score:
     """A conditioned bank on TPSM-B, trained for a few seconds."""
     bank = Bank(Conditioned(), len(TPSM_B))
-    recipe = dict(optimiser="soap", lr=1e-2, schedule="one_cycle", log_share=0.5, t_min=T0, batch_size=256)
+    recipe = dict(optimiser="soap", lr=1e-2, schedule="one_cycle", times=LogUniform(0.5, T0), batch_size=256)
     for _ in fit(bank, toy, process, TPSM_B, updates=updates, **recipe):
         pass
     return bank.score(TPSM_B, process)
@@ -128,7 +130,7 @@ def run(settings: Settings) -> Iterator[Row]:
 
 
 def _compare(case: str, score: Score, process: VP, x: Tensor, settings: Settings) -> Iterator[Row]:
-    """Every contestant against the reference, for one score."""
+    """Compares every contestant with the reference, for one score."""
 
     def solve(n: int, grid: str, method: str) -> Likelihood:
         return log_likelihood(score, process, x, t0=T0, steps=n, method=method, grid=grid)
@@ -140,13 +142,13 @@ def _compare(case: str, score: Score, process: VP, x: Tensor, settings: Settings
     for grid, method in settings.contestants:
         n, found = search(solve, reference, grid, method, limit)
         difference, label = _difference(found, reference), f"{method}, {grid}"
-        mean, largest = float(difference.mean()), float(difference.abs().max())
+        (mean, error), largest = standard_errors.mean(difference), float(difference.abs().max())
         if n is None:
             note = f"{limit:,} steps do not match it to {TOLERANCE:g}: they differ by {mean:.1e} nat on average"
             yield Row.single(case, label, "fewest steps", "1", float("nan"), note=note)
             continue
         note = f"{found.nfe} evaluations of the field"
         yield Row.single(case, label, "fewest steps", "1", n, ratio=reference.nfe / found.nfe, note=note)
-        note = f"with {n} steps; standard error over the points {float(difference.std()) / len(x) ** 0.5:.1e}"
+        note = f"with {n} steps; standard error over the points {error:.1e}"
         yield Row.single(case, label, "difference of the mean NLL", "nat", mean, note=note)
         yield Row.single(case, label, "largest difference at a point", "nat", largest, note=f"with {n} steps")

@@ -1,9 +1,10 @@
-r"""What tensor cores do to single precision, imitated on any device: operands of products rounded to ten bits.
+r"""The tf32 arithmetic of tensor cores, imitated on any device: operands of products rounded to ten bits of mantissa.
 
-The fused updates make their products in tf32, whose operands keep 10 of 23 bits of the mantissa while sums keep them
-all. Whether that hurts training can be asked of a CPU: :class:`RoundedMLP` is the bank's network with every operand of
-its products rounded so. The cores themselves do not round, they cut off (:class:`CutMLP`); errors of one sign add up,
-and the gradient of a bank is some ten times further off. So the kernels round what they leave for the cores.
+The fused updates compute their products in tf32, whose operands keep 10 of 23 bits of the mantissa, while sums keep
+all of them. To see on a CPU whether that hurts training, :class:`RoundedMLP` is the bank's network with every operand
+of its products rounded so, and :class:`RoundedUpdates` an engine for ``fit``. Tensor cores themselves truncate
+(:class:`CutMLP`); then errors have one sign and add up, and the gradient of a bank is several times less accurate. So
+the fused kernels round the numbers that they store for the tensor cores.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from psmlib.kernels.tf32 import rounded
 
 
 def cut(x: Tensor) -> Tensor:
-    """float32 without the mantissa's last 13 bits: what is left never exceeds what was there.
+    """float32 truncated to 10 mantissa bits, towards zero.
 
     Raises:
         ValueError: for another dtype.
@@ -27,7 +28,7 @@ def cut(x: Tensor) -> Tensor:
         [1.0009765625, 1.0, -1.0]
     """
     if x.dtype != torch.float32:
-        raise ValueError(f"tf32 is a way of holding float32, got {x.dtype}: convert with .float()")
+        raise ValueError(f"tf32 is a format of float32 numbers, got {x.dtype}: convert with .float()")
     return (x.view(torch.int32) & ~0x1FFF).view(torch.float32)
 
 
@@ -44,7 +45,7 @@ class RoundedMLP(BankMLP):
     """
 
     held = staticmethod(rounded)
-    """What becomes of an operand."""
+    """The rounding of an operand."""
 
     def forward(self, flat: Tensor, h: Tensor) -> Tensor:
         stack = self._layers(flat)
@@ -70,12 +71,13 @@ class RoundedMLP(BankMLP):
 
 
 class CutMLP(RoundedMLP):
-    """The networks with the operands of every product cut off; arguments as of the parent."""
+    """The networks with the operands of every product truncated; arguments as of the parent."""
 
     held = staticmethod(cut)
 
 
 class RoundedUpdates(BankUpdates):
-    """Updates of a bank by :class:`RoundedMLP`: what the fused kernels compute, but for the order of their sums."""
+    """Updates of a bank by :class:`RoundedMLP`: those of the fused kernels, up to the order of their sums."""
 
     network = RoundedMLP
+    weighs = False

@@ -1,7 +1,8 @@
-"""Timing on machines that are never quiet: contestants take turns, and are compared turn by turn."""
+"""Time and memory of contestants on a shared machine: they take turns and are compared turn by turn."""
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 import time
@@ -17,13 +18,26 @@ from psmlib.machine.memory import HeldBytes
 LEVELS = (0.2, 0.5, 0.8)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DeviceSettings:
+    """What the settings of a benchmark that also runs on an accelerator have in common.
+
+    Attributes:
+        rounds: Timed turns of each contestant.
+        device: Where they work.
+    """
+
+    rounds: int = 7
+    device: str = "cpu"
+
+
 @dataclass(frozen=True)
 class Row:
     """One figure of a benchmark.
 
     Attributes:
         case: Data, method and size, in words.
-        method: Who did it.
+        method: The implementation measured.
         measure: What was measured.
         unit: Its unit.
         runs: Timed runs behind the quantiles.
@@ -48,6 +62,20 @@ class Row:
         """A row for a figure that is not a timing."""
         return cls(case, method, measure, unit, 1, (None, value, None), (None, ratio, None), None, note)
 
+    @classmethod
+    def timed(
+        cls, case: str, method: str, measure: str, unit: str, times: Times, value: Callable[[float], float],
+        *, ratios: tuple = (None, None, None), note: str = "",
+    ) -> Row:  # fmt: skip
+        """A row of the quantiles of ``value``, a function of the seconds of a turn.
+
+        Example:
+            >>> Row.timed("TY", "ours", "rate", "1/s", Times(9.0, (0.5, 0.5)), lambda seconds: 1 / seconds).values
+            (2.0, 2.0, 2.0)
+        """
+        values = quantiles([value(seconds) for seconds in times.seconds])
+        return cls(case, method, measure, unit, len(times.seconds), values, ratios, times.warm_up, note)
+
 
 @dataclass(frozen=True)
 class Times:
@@ -58,7 +86,7 @@ class Times:
 
 
 def clock_of(device: str | torch.device) -> Callable[[], float]:
-    """Seconds that are right for a device: what it was given to do is done before they are read.
+    """A clock for work on a device; it waits until the device has finished.
 
     Example:
         >>> clock_of("cpu") is time.perf_counter
@@ -75,38 +103,42 @@ def clock_of(device: str | torch.device) -> Callable[[], float]:
 
 
 def work_space(
-    call: Callable[[int], object], device: str | torch.device, *, known: Iterable[torch.Tensor] = (),
+    call: Callable[[], object], device: str | torch.device, *, known: Iterable[torch.Tensor] = (),
     reserved: bool = False,
-) -> tuple[float, str]:  # fmt: skip
-    """Most bytes that a call holds beside what was there before, and how they were counted.
+) -> tuple[int, str]:  # fmt: skip
+    """Most bytes that a call holds at a time beyond what was held before, and how they were counted.
+
+    On a CPU the tensors made within the call, on a GPU what torch's allocator handed out. What libraries take for
+    themselves is seen on a GPU only in part, on a CPU not at all.
 
     Args:
-        call: Called once, with round 1.
+        call: Called once.
         device: Where it works.
         known: Tensors that were there before (on a CPU).
         reserved: Count what the allocator keeps, since a CUDA graph keeps its work space to itself.
 
     Example:
         >>> x = torch.zeros(1000)
-        >>> work_space(lambda i: x + 1, "cpu", known=[x])[0]
+        >>> work_space(lambda: x + 1, "cpu", known=[x])[0]
         4000
     """
     if torch.device(device).type != "cuda":
         with HeldBytes(*known) as held:
-            call(1)
+            call()
         return held.peak, "tensors made by the call"
     kind = "reserved" if reserved else "allocated"
+    gc.collect()  # what is dropped during the call must not look like room made by it
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = getattr(torch.cuda, f"memory_{kind}")(device)
-    call(1)
+    call()
     torch.cuda.synchronize(device)
     return getattr(torch.cuda, f"max_memory_{kind}")(device) - before, f"memory {kind} on the device by the call"
 
 
 def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """The 20, 50 and 80 % quantiles, between neighbours by straight lines.
+    """The 20, 50 and 80 % quantiles, with linear interpolation.
 
     Example:
         >>> quantiles([0., 1., 2., 3., 4., 5.])
@@ -116,17 +148,17 @@ def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def interleave(
-    calls: Mapping[str, Callable[[int], object]], rounds: int, clock: Callable[[], float] = time.perf_counter,
+    calls: Mapping[str, Callable[[int], object]], rounds: int, device: str | torch.device = "cpu",
     *, shuffle: int | None = None,
 ) -> dict[str, Times]:  # fmt: skip
-    """Times contestants that take turns: a, b, a, b, ... so that a busy minute of the machine hits all alike.
+    """Times contestants in turns, a, b, a, b, ..., so that a busy minute of the machine slows all of them alike.
 
     Args:
         calls: Contestants; each is handed the number of the round, and round 0 is the warm-up.
         rounds: Timed rounds.
-        clock: Seconds from some fixed moment.
-        shuffle: Seed of an order drawn anew each round, so that no contestant always finds the caches as one and the
-            same other has left them; by default the order stays.
+        device: Where they work, for :func:`clock_of`.
+        shuffle: Seed of an order drawn anew each round, so that no contestant always finds the caches as the same
+            other one has left them; by default the order stays.
 
     Raises:
         ValueError: when there is no timed round.
@@ -139,7 +171,7 @@ def interleave(
     if rounds < 1:
         raise ValueError(f"rounds must be a positive whole number, got {rounds!r}")
     taken: dict[str, list[float]] = {name: [] for name in calls}
-    order, chance = list(calls), random.Random(shuffle)
+    order, chance, clock = list(calls), random.Random(shuffle), clock_of(device)
     for i in range(rounds + 1):
         if shuffle is not None:
             chance.shuffle(order)
@@ -162,10 +194,10 @@ def speed_up(baseline: Times, other: Times) -> tuple[float, float, float]:
 def rows(
     case: str, times: Mapping[str, Times], baseline: str, notes: Mapping[str, str], *, work: float, measure: str
 ) -> Iterator[Row]:
-    """A row for each contestant: its rate, and how many times that of the baseline it is.
+    """A row for each contestant: its rate, and the ratio to the rate of the baseline.
 
     Args:
-        case: What they all did.
+        case: Data, method and size, in words.
         times: Contestants, from :func:`interleave`.
         baseline: The one that the others are compared with.
         notes: A sentence for each.
@@ -173,14 +205,33 @@ def rows(
         measure: What the rate is called.
     """
     for name, each in times.items():
-        values = quantiles([work / seconds for seconds in each.seconds])
-        ratios = speed_up(times[baseline], each)
-        yield Row(case, name, measure, "1/s", len(each.seconds), values, ratios, each.warm_up, notes.get(name, ""))
+        ratios, note = speed_up(times[baseline], each), notes.get(name, "")
+        yield Row.timed(case, name, measure, "1/s", each, lambda seconds: work / seconds, ratios=ratios, note=note)
+
+
+def agreement(row: Row, allowed: float, what: str, module: str) -> Iterator[Row]:
+    """Passes on the row of a difference between contestants, and then ends the run if it is too large.
+
+    Args:
+        row: The row, made by :meth:`Row.single`.
+        allowed: The largest difference that rounding or truncation explains.
+        what: What differs, a plural, for the message.
+        module: Where to look for the fault.
+
+    Raises:
+        RuntimeError: when the difference is larger or not a number.
+    """
+    yield row
+    found = row.values[1]
+    if not found <= allowed:
+        raise RuntimeError(
+            f"{what} differ by {found:.2g} in {row.case}, but {allowed:g} is allowed: look for the fault in {module}"
+        )
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Holds torch to one thread within the block."""
+    """Within it torch uses one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -190,7 +241,7 @@ def one_thread() -> Iterator[None]:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A figure for a table or a file; nothing for None and for what is not finite.
+    """A number for a table or a file; the empty string for None and for what is not finite.
 
     Example:
         >>> number(12345.67), number(.00012346), number(None), number(7.0)

@@ -1,12 +1,12 @@
 """Updates a second of one network: `fit` against the plain loop of the released toy scripts.
 
-What is run: the network 4-100-150-100-2 with ELU, batch 512, Adam at 1e-3, one block on [0, 1] (SA-DPM), VP with
-b(t) = 10t, float32. Three contestants, so that a reader sees where the time goes:
+The network is 4-100-150-100-2 with ELU, batch 512, Adam at 1e-3, one block on [0, 1] (SA-DPM), VP with b(t) = 10t,
+float32. Three contestants show where the time goes:
 
 * plain loop: `nn.Sequential`, autograd, `torch.optim.Adam`; at every step the whole pool of data is drawn anew in
   numpy component by component (27,050 points for TY, 9 x 512 for HG), permuted, and 512 of it kept;
 * direct sampling: the same loop, but 512 points are drawn from the mixture itself;
-* psmlib: `psmlib.training.loop.fit`, where the gradient is written out by hand too.
+* psmlib: `psmlib.training.fit`, whose gradient is written by hand too.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ POOLS = {"TY": 27050, "HG": 9 * BATCH}
 
 @dataclass(frozen=True)
 class Settings:
-    """How long to measure.
+    """How much to measure.
 
-    Args:
+    Attributes:
         updates: Updates in a turn.
         rounds: Timed turns of each contestant.
         toys: Data sets.
@@ -129,7 +129,7 @@ class Loop:
 
 
 def contestants(toy: Mixture, updates: int) -> dict[str, Callable[[int], object]]:
-    """The three, all starting from the same network; a call does ``updates`` updates."""
+    """The contestants, starting from the same network; a call does ``updates`` updates."""
     bank = Bank(Plain(), 1)
     drawn = {"plain loop": from_pool(toy, POOLS[toy.name]), "direct sampling": from_mixture(toy)}
     loops = {name: Loop(draw, sequential(bank.params[0], bank.arch.widths)) for name, draw in drawn.items()}

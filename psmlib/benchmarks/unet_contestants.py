@@ -1,4 +1,4 @@
-"""The contestants of the benchmark of image networks; what they are is said in :mod:`psmlib.benchmarks.unets`."""
+"""Implementations compared by the benchmark of image networks; :mod:`psmlib.benchmarks.unets` describes them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from psmlib.bank.image_bank import ImageBank
-from psmlib.benchmarks.grouped import Grouped
 from psmlib.kernels.bank_updates import adam_rates, adam_step
 from psmlib.machine.cuda_graph import Captured
 from psmlib.process import VP
-from psmlib.training.image_steps import Desk
+from psmlib.training.image_steps import GraphSlot
 from psmlib.training.optim import Adam
 
 LR = 1e-4
@@ -27,7 +26,7 @@ class OneByOne:
     Args:
         bank: The networks; they are copied.
         x: Images. Shape: (K, n, C, H, W).
-        target: What the networks shall say. Shape: that of x.
+        target: Regression targets. Shape: that of x.
         t: Times. Shape: (K, n).
 
     Example:
@@ -39,7 +38,7 @@ class OneByOne:
         False
     """
 
-    note = "one network after another, as psmlib.training.loop.fit runs them on a CPU"
+    note = "one network after another, as psmlib.training.fit runs them on a CPU"
     modes = MODES
 
     def __init__(self, bank: ImageBank, x: Tensor, target: Tensor, t: Tensor):
@@ -52,13 +51,13 @@ class OneByOne:
 
     @property
     def state(self) -> list[Tensor]:
-        """The tensors that are there between two updates."""
+        """The tensors held between two updates."""
         held = [*self.bank.tensors.values(), self.grad, *self.moments.state.values(), self.target]
         return held + [tensor for inputs in self.inputs for tensor in inputs]
 
-    def gradients(self) -> Tensor:
-        """The last gradients. Shape: (K, P)."""
-        return self.grad
+    def result(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Parameters, running statistics and last gradients, a row for each network."""
+        return self.bank.params, self.bank.buffers, self.grad
 
     def derive(self, k: int, mode: str) -> None:
         """Forward and, unless that is all, backward through network k."""
@@ -69,7 +68,7 @@ class OneByOne:
                 loss.backward()
 
     def turn(self, mode: str, updates: int) -> None:
-        """Does some updates of every network, up to ``mode``."""
+        """Does some updates of every network, each up to the stage ``mode``."""
         for k in range(len(self.bank)):
             part = slice(k, k + 1)
             params, grad, moments = self.bank.params[part], self.grad[part], self.moments.part(part)
@@ -80,71 +79,67 @@ class OneByOne:
         self.count += updates * (mode == MODES[-1])
 
 
-class Side:
-    """The networks side by side, as groups of one network; arguments as of :class:`OneByOne`."""
+class Vmap(OneByOne):
+    """One network mapped over stacked parameters; arguments as of :class:`OneByOne`.
 
-    note = "K groups of one wide network's convolutions, psmlib.benchmarks.grouped"
-    modes = MODES
-
-    def __init__(self, bank: ImageBank, x: Tensor, target: Tensor, t: Tensor):
-        self.wide, self.target, self.count = Grouped(bank), target, 0
-        self.moments = Adam(self.wide.params)
-        inputs = [bank.network(0).inputs(*pair, PROCESS) for pair in zip(x, t, strict=True)]
-        self.inputs = [torch.stack(tensors) for tensors in zip(*inputs, strict=True)]
-
-    @property
-    def bank(self) -> ImageBank:
-        """The networks as they are now."""
-        return self.wide.bank()
-
-    @property
-    def state(self) -> list[Tensor]:
-        """The tensors that are there between two updates."""
-        wide = self.wide
-        return [wide.params, wide.buffers, wide.grad, *self.moments.state.values(), self.target, *self.inputs]
-
-    def gradients(self) -> Tensor:
-        """The last gradients. Shape: (K, P)."""
-        return self.wide.gradients()
-
-    def say(self) -> Tensor:
-        """What each network says. Shape: (K, n, C, H, W)."""
-        return self.wide(*self.inputs)
-
-    def turn(self, mode: str, updates: int) -> None:
-        """Does some updates of every network, up to ``mode``."""
-        for _ in range(updates):
-            self.wide.grad.zero_()
-            with torch.enable_grad():
-                losses = (self.say() - self.target).square().mean((1, 2, 3, 4))
-                if mode != MODES[0]:
-                    losses.sum().backward()
-            if mode == MODES[-1]:
-                self.count += 1
-                self.moments.step(self.wide.params, self.wide.grad, lr=LR, count=self.count)
-
-
-class Vmap(Side):
-    """One network mapped over stacked parameters; arguments as of :class:`OneByOne`."""
+    The stacks lie layer by layer, since vmap updates running statistics in place only where a layer is contiguous.
+    """
 
     note = "torch.func.vmap of one network over stacked parameters"
 
     def __init__(self, bank: ImageBank, x: Tensor, target: Tensor, t: Tensor):
         super().__init__(bank, x, target, t)
-        self.one = bank.copy().network(0).train()
+        self.inputs = [torch.stack(tensors) for tensors in zip(*self.inputs, strict=True)]
+        self.one, self.layers = self.bank.network(0), [torch.zeros_like(rows) for rows in super().result()]
+        named = [dict(self.one.named_parameters()), dict(self.one.named_buffers())]
+        places = zip(super().result(), self.layers, [*named, named[0]], strict=True)
+        views = [self._views(*each) for each in places]
+        self.pairs = [pair for each in views for pair in each.values()]
+        for row, layer in self.pairs:
+            layer.copy_(row)
+        self.params, self.buffers, grads = ({name: layer for name, (_, layer) in each.items()} for each in views)
+        for name, grad in grads.items():
+            self.params[name] = nn.Parameter(self.params[name])
+            self.params[name].grad = grad
 
-    def say(self) -> Tensor:
-        stack = lambda named: {name: tensor.unflatten(0, (len(self.target), -1)) for name, tensor in named}  # noqa: E731
-        net = self.wide.net
+    @staticmethod
+    def _views(rows: Tensor, layers: Tensor, tensors: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each tensor of all networks, in the bank's rows and in the stacks. Shapes: (K, *shape)."""
+        K, found = len(rows), {}
+        for name, one in tensors.items():
+            shape, at = (K, *one.shape), one.storage_offset()
+            layer = layers.as_strided(shape, (one.numel(), *one.stride()), K * at)
+            found[name] = rows.as_strided(shape, (rows.stride(0), *one.stride()), at), layer
+        return found
 
-        def call(params: dict, buffers: dict, *inputs: Tensor) -> Tensor:
-            return torch.func.functional_call(self.one, (params, buffers), inputs)
+    @property
+    def state(self) -> list[Tensor]:
+        return [*super().state, *self.layers]
 
-        return torch.func.vmap(call)(stack(net.named_parameters()), stack(net.named_buffers()), *self.inputs)
+    def result(self) -> tuple[Tensor, Tensor, Tensor]:
+        for row, layer in self.pairs:
+            row.copy_(layer)
+        return super().result()
+
+    def _call(self, params: dict, buffers: dict, *inputs: Tensor) -> Tensor:
+        return torch.func.functional_call(self.one, (params, buffers), inputs)
+
+    def turn(self, mode: str, updates: int) -> None:
+        params, _, grad = self.layers
+        for _ in range(updates):
+            grad.zero_()
+            with torch.enable_grad():
+                out = torch.func.vmap(self._call)(self.params, self.buffers, *self.inputs)
+                loss = (out - self.target).square().mean((1, 2, 3, 4)).sum()
+                if mode != MODES[0]:
+                    loss.backward()
+            if mode == MODES[-1]:
+                self.count += 1
+                self.moments.step(params, grad, lr=LR, count=self.count)
 
 
 class Graphs(OneByOne):
-    """One recorded update a network, replayed on several streams.
+    """A CUDA graph of one update for each network, replayed on several streams.
 
     Args:
         bank, x, target, t: As of :class:`OneByOne`.
@@ -198,19 +193,19 @@ class Graphs(OneByOne):
         self.count += updates * (mode == MODES[-1])
 
 
-class AtDesk(OneByOne):
-    """Networks in turn at one recorded step; arguments as of :class:`OneByOne`."""
+class SharedGraph(OneByOne):
+    """One CUDA graph into which the networks are copied in turn; arguments as of :class:`OneByOne`."""
 
-    note = "one CUDA graph to which the networks come in turn, psmlib.training.image_steps.Desk"
+    note = "one CUDA graph into which the networks are copied in turn, psmlib.training.image_steps.GraphSlot"
     modes = MODES[-1:]
 
     def __init__(self, bank: ImageBank, x: Tensor, target: Tensor, t: Tensor):
         super().__init__(bank, x, target, t)
-        self.batches = list(zip(x, t, target, strict=True))
-        self.desk = Desk(self.bank, PROCESS, x[0], t[0], None)
+        self.batches = [(*batch, None) for batch in zip(x, t, target, strict=True)]
+        self.slot = GraphSlot(self.bank, PROCESS, x[0], t[0], None)
 
     def turn(self, mode: str, updates: int) -> None:
         rates = adam_rates(lambda i: LR, self.count, updates)
         for k, batch in enumerate(self.batches):
-            self.desk.train(self.bank, k, self.moments, None, [batch] * updates, rates)
+            self.slot.train(self.bank, k, self.moments, None, [batch] * updates, rates)
         self.count += updates

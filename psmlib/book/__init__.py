@@ -1,1 +1,1 @@
-"""The book: results on record, tables and figures made from them, notebooks run and pages built."""
+"""The book: recorded results, the tables and figures made from them, running notebooks and building pages."""

@@ -20,7 +20,7 @@ _INCLUDE = re.compile(r"\{include\}\s*(\S+)")
 
 
 def prepare() -> None:
-    """Copy the book's sources and the kept results to the output folder, if that is not the repository."""
+    """Copy the book's sources and the committed results to the output folder, if that is not the repository."""
     if paths.OUTPUT == paths.ROOT:
         return
     paths.BOOK.mkdir(parents=True, exist_ok=True)

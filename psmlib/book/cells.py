@@ -1,4 +1,4 @@
-"""The cells that results fill in a table of the book, and what to say of those that none fills."""
+"""Table cells made from results, and the reasons shown where a cell has no result."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from psmlib.machine.provenance import device_name
 
 
 def joined_frame(results) -> pd.DataFrame:
-    """One frame of a `Results`, a frame of one, or a list of either."""
+    """The rows of a `Results`, a frame of one, or a list of either, in one frame."""
     many = list(results) if isinstance(results, list | tuple) else [results]
     frames = [r.frame() if isinstance(r, Results) else r for r in many]
     return pd.concat([f for f in frames if len(f)] or frames[:1], ignore_index=True)
 
 
 def cells_of(record: Mapping) -> dict:
-    """The cells that one result fills."""
+    """The cells of a table line that one result fills, by column."""
     value, stderr, exact = (None if pd.isna(record[f]) else record[f] for f in ("value", "stderr", "exact"))
     words = record["status"].replace("_", " ")
     # A figure's note is its protocol, which the caption says for all; a missing or deviating one wants its reason.
@@ -37,7 +37,7 @@ def cells_of(record: Mapping) -> dict:
 
 
 def as_printed(value: float) -> str:
-    """A number as a paper prints it, with the digits that it prints."""
+    """A printed number with the paper's own digits."""
     return f"{int(value):,}" if value == int(value) else str(float(value)).replace("-", "−", 1)
 
 
@@ -46,14 +46,14 @@ def _runs(results) -> list[Results]:
 
 
 def why_missing(results, dataset: str) -> str:
-    """Why this run has no result for a cell of that data set, as far as its own parameters tell."""
+    """Why this run has no result for a cell of that data set, judged by its parameters alone."""
     chosen = {r.parameters.get("dataset", "all") for r in _runs(results)}
     alone = chosen and not chosen & {"all", dataset}
     return f"this run is of {', '.join(sorted(chosen))} alone" if alone else "no result in this run"
 
 
 def what_ran(results) -> str:
-    """What was run, for a caption."""
+    """The profile and device of the runs, for a caption."""
     said = {}
     for run in _runs(results):
         device = (run.provenance or {}).get("device") or device_name(str(run.parameters.get("device", "cpu")))

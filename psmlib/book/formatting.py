@@ -1,4 +1,4 @@
-"""Figures, budgets and frames as a reader sees them: plain text and Markdown."""
+"""Numbers, budgets and tables formatted as text and Markdown."""
 
 from __future__ import annotations
 
@@ -14,20 +14,40 @@ _FIGURE = re.compile(r"[−+(]*\d[\d,.]*(e[-+]?\d+)?( ± \d[\d,.e-]*\)?(e-?\d+)?
 _FIRST = ("updates", "blocks", "parameters", "batch_size", "nfe", "steps", "samples")
 
 
-def fmt(value, stderr=None, digits: int = 3) -> str:
-    """A figure for the reader, to the digits that its standard error supports.
+def value_and_error(figure) -> tuple:
+    """A figure and its standard error, which is None where there is none.
 
     Args:
-        value: The figure; None and NaN give a dash.
+        figure: A number, a pair (value, stderr), or an object with `value` and perhaps `stderr`, such as
+            :class:`psmlib.evaluation.toys.Nll` or a row of a frame of results.
+
+    Example:
+        >>> value_and_error(0.5), value_and_error((0.5, 0.1))
+        ((0.5, None), (0.5, 0.1))
+    """
+    if hasattr(figure, "value"):
+        return figure.value, getattr(figure, "stderr", None)
+    value, stderr = figure if isinstance(figure, tuple) else (figure, None)
+    return value, stderr
+
+
+def fmt(value, stderr=None, digits: int = 3) -> str:
+    """A figure as text, rounded to the digits that its standard error supports.
+
+    Args:
+        value: The figure, alone or with its standard error as :func:`value_and_error` takes it; None and NaN give
+            a dash.
         stderr: Its standard error, shown to one digit, or to two if the first is a 1.
         digits: Decimals of a figure below 10 that comes without an error; larger ones show fewer.
 
     Example:
-        >>> fmt(0.61234, 0.0041), fmt(0.61234, 0.00141), fmt(51234.5, 320), fmt(0.58), fmt(8000)
+        >>> fmt(0.61234, 0.0041), fmt((0.61234, 0.00141)), fmt(51234.5, 320), fmt(0.58), fmt(8000)
         ('0.612 ± 0.004', '0.6123 ± 0.0014', '51,200 ± 300', '0.580', '8,000')
         >>> fmt(None), fmt(-2.5e-7, 3e-8), fmt(0.25, 0)
         ('–', '(−2.5 ± 0.3)e-07', '0.250 ± 0')
     """
+    if stderr is None:
+        value, stderr = value_and_error(value)
     if value is None or math.isnan(value):
         return NOTHING
     value = float(value)
@@ -49,18 +69,30 @@ def fmt(value, stderr=None, digits: int = 3) -> str:
     return f"{_fixed(value, decimals)} ± {_fixed(stderr, decimals)}"
 
 
-def plus_minus(pair: tuple[float, float], *, sign: bool = False) -> str:
-    """A figure and its standard error to three decimals each, for columns that are read against one another.
+def plus_minus(figure, *, sign: bool = False) -> str:
+    """A figure and its standard error to three decimals each, for columns of figures to compare.
 
     Args:
-        pair: The two.
+        figure: The two, as :func:`value_and_error` takes them.
         sign: Whether a figure above 0 is given its sign.
 
     Example:
         >>> plus_minus((0.25, 0.0104)), plus_minus((0.25, 0.0104), sign=True), plus_minus((-1., 0.))
         ('0.250 ± 0.010', '+0.250 ± 0.010', '−1.000 ± 0.000')
     """
-    return f"{pair[0]:{'+' if sign else ''}.3f} ± {pair[1]:.3f}".replace("-", "−")
+    value, stderr = value_and_error(figure)
+    return f"{value:{'+' if sign else ''}.3f} ± {stderr:.3f}".replace("-", "−")
+
+
+def interval(ratio, digits: int = 3) -> str:
+    """A figure with the ends of its interval, of an object with `value`, `low` and `high`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> interval(SimpleNamespace(value=1.5, low=1.41, high=1.6))
+        '1.500 [1.41, 1.6]'
+    """
+    return f"{fmt(ratio.value)} [{ratio.low:.{digits}g}, {ratio.high:.{digits}g}]"
 
 
 def _bare(value: float, digits: int) -> str:
@@ -77,7 +109,7 @@ def _fixed(value: float, decimals: int) -> str:
 
 
 def budget_words(budget: Mapping) -> str:
-    """A budget as a reader would say it.
+    """A budget in words.
 
     Example:
         >>> budget_words({"blocks": 1, "updates": 8000, "nfe": 400, "solver": "rk4", "t0": 0.001})
@@ -102,7 +134,7 @@ def budget_words(budget: Mapping) -> str:
 
 
 def markdown_table(frame: pd.DataFrame, align: str | None = None) -> str:
-    r"""A frame as a Markdown table: numbers to the right, words to the left, pipes escaped.
+    r"""A frame as a Markdown table: numbers aligned right, words left, pipes escaped.
 
     Args:
         frame: The table; its index is not shown.

@@ -1,4 +1,4 @@
-"""Running one notebook: its place in the book, whether it is up to date, and its execution by papermill."""
+"""Running notebooks: their order in the book, whether a run is up to date, and runs by papermill within a time."""
 
 import hashlib
 import json
@@ -75,7 +75,7 @@ def staleness_key(template: Path, parameters: Mapping[str, Any]) -> str:
 
 
 def _data_files() -> list[Path]:
-    """Return the data that notebooks read: not what they write, and not half-made caches."""
+    """Return the data files that notebooks read, without those that they write and without caches."""
     written = ("results", "bench", "cache")
     files = (f for f in paths.DATA.rglob("*") if f.is_file())
     return sorted(f for f in files if f.relative_to(paths.DATA).parts[0] not in written)
@@ -90,7 +90,7 @@ def _content(file: Path) -> bytes:
 
 @dataclass
 class Record:
-    """What is kept beside an executed notebook: its key, its time, and the files it left."""
+    """What is stored beside an executed notebook: its key, its run time and the files it wrote."""
 
     key: str
     seconds: float
@@ -114,18 +114,22 @@ class Record:
         write_atomic(self.path(name), json.dumps(self.__dict__, indent=1) + "\n")
 
     def fresh(self, name: str, key: str) -> bool:
-        """Tell whether the run still stands: same key, and nothing that it wrote has gone."""
+        """Tell whether the run is up to date: same key, and every file that it wrote is still there."""
         needed = [paths.EXECUTED / f"{name}.ipynb", *(paths.OUTPUT / file for file in self.outputs)]
         return self.key == key and all(file.is_file() for file in needed)
 
 
 @dataclass
 class Outcome:
-    """How a run ended: its time, the files it left, and the reason if it failed."""
+    """How a run ended: its run time, the files it wrote, and the reason if it failed."""
 
     seconds: float
     outputs: list[str] = field(default_factory=list)
     reason: str = ""
+
+
+class OutOfTime(Exception):
+    """The time limit was reached while a notebook ran."""
 
 
 def execute(
@@ -167,6 +171,39 @@ def execute(
     return Outcome(seconds, _written_since(began))
 
 
+def run_within(
+    jobs: Mapping[str, Callable[[Callable[[float], None]], Outcome]], seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[dict[str, Outcome], list[str]]:  # fmt: skip
+    """Run jobs in order until all are done or the time is up.
+
+    Args:
+        jobs: By name; each gets a function to call now and then, which raises `OutOfTime` when the time is up.
+        seconds: The limit.
+        clock: Seconds from some fixed moment.
+
+    Returns:
+        The outcomes of those that ended, and the names of the others.
+
+    Example:
+        >>> run_within({"a": lambda tick: Outcome(1.0), "b": lambda tick: Outcome(2.0)}, 60)[1]
+        []
+    """
+    end, done = clock() + seconds, {}
+
+    def tick(_: Any = None) -> None:
+        if clock() > end:
+            raise OutOfTime
+
+    for name, job in jobs.items():
+        try:
+            tick()
+            done[name] = job(tick)
+        except OutOfTime:
+            break
+    return done, [name for name in jobs if name not in done]
+
+
 def _wait(process: subprocess.Popen) -> int | None:
     try:
         return process.wait(timeout=0.25)
@@ -175,7 +212,7 @@ def _wait(process: subprocess.Popen) -> int | None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of a run: this psmlib first, no more threads than cores, no kernel chatter."""
+    """Return the environment of a run: this psmlib first, no more threads than cores, no warnings of the kernel."""
     environment = dict(os.environ)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -187,7 +224,7 @@ def _environment() -> dict[str, str]:
 
 
 def _drop_machine_paths(output: Path, template: Path) -> None:
-    """Replace the absolute paths that papermill notes: the book publishes its sources."""
+    """Remove the absolute paths that papermill records, because the book publishes its sources."""
     document = json.loads(output.read_text(encoding="utf-8"))
     document["metadata"]["papermill"] |= {"input_path": template.name, "output_path": output.name}
     write_atomic(output, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
@@ -216,40 +253,3 @@ def _reason(output: Path, log: Path, status: int) -> str:
     if status < 0:
         return f"ended by signal {-status} (9 is what an exhausted memory sends)"
     return lines[-1] if lines else f"papermill ended with status {status}"
-
-
-class OutOfTime(Exception):
-    """The limit was reached while a notebook ran."""
-
-
-def run_within(
-    jobs: Mapping[str, Callable[[Callable[[float], None]], Outcome]], seconds: float,
-    clock: Callable[[], float] = time.monotonic,
-) -> tuple[dict[str, Outcome], list[str]]:  # fmt: skip
-    """Runs jobs in order until all are done or the time is up.
-
-    Args:
-        jobs: By name; each is handed a function to call now and then, which ends it when the time is up.
-        seconds: The limit.
-        clock: Seconds from some fixed moment.
-
-    Returns:
-        How those that ended did so, and the names of those that did not.
-
-    Example:
-        >>> run_within({"a": lambda tick: Outcome(1.0), "b": lambda tick: Outcome(2.0)}, 60)[1]
-        []
-    """
-    end, done = clock() + seconds, {}
-
-    def tick(_: Any = None) -> None:
-        if clock() > end:
-            raise OutOfTime
-
-    for name, job in jobs.items():
-        try:
-            tick()
-            done[name] = job(tick)
-        except OutOfTime:
-            break
-    return done, [name for name in jobs if name not in done]

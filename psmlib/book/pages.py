@@ -4,9 +4,11 @@ They are written to `book/_generated/` from `data/paper_values.toml`, `data/resu
 and the package's own files, and included by hand-written pages.
 """
 
+import ast
 import re
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -26,6 +28,12 @@ PAPER_TITLES: dict[str, str] = {
     "aligner": "Timestep aligner",
     "multistage": "Multistage diffusion",
 }
+ROOMS: tuple[str, ...] = (
+    "psmlib", "process", "exact", "data", "nets", "bank", "training", "sampling", "kernels", "clustering",
+    "diffusion_time", "evaluation", "benchmarks", "machine", "book",
+)  # fmt: skip
+"""The rooms of the library in the order in which the API page shows them; "psmlib" has the modules in none."""
+
 _IDENTITY = ("paper", "table", "row", "column", "metric")
 _HEADING = re.compile(r"^# (\w+), Table (\w+): (.+)$", re.MULTILINE)
 
@@ -95,11 +103,22 @@ def paper_cells() -> str:
 
 
 def api() -> str:
-    """Return the list of public modules, for autodoc: a new module cannot be forgotten."""
-    files = sorted(paths.PACKAGE.rglob("*.py"))
-    names = [".".join(f.relative_to(paths.PACKAGE.parent).with_suffix("").parts) for f in files]
-    public = [name for name in names if not any(part.startswith("_") for part in name.split("."))]
-    return "\n".join(f"## {n}\n\n```{{eval-rst}}\n.. automodule:: {n}\n   :members:\n```\n" for n in public)
+    """Return the list of public modules by room, for autodoc; a new room comes last, so that none is forgotten."""
+    package = paths.PACKAGE
+    rooms = {"psmlib": sorted(package.glob("*.py"))}
+    rooms |= {f.parent.name: sorted(f.parent.rglob("*.py")) for f in sorted(package.glob("*/__init__.py"))}
+    parts = []
+    for room in sorted(rooms, key=lambda room: ROOMS.index(room) if room in ROOMS else len(ROOMS)):
+        folder = package if room == "psmlib" else package / room
+        about = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+        parts.append(f"## {_module(folder)}\n\n{about.partition(chr(10))[0]}\n")
+        for name in (_module(f.with_suffix("")) for f in rooms[room] if not f.name.startswith("_")):
+            parts.append(f"### {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n")
+    return "\n".join(parts)
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(paths.PACKAGE.parent).parts)
 
 
 def _ours() -> dict[tuple[str, ...], dict[str, Any]]:

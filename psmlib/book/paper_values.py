@@ -1,4 +1,4 @@
-"""The papers' own numbers, as data/paper_values.toml has them."""
+"""The numbers that the papers print, from data/paper_values.toml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables and sentences of the book, written from the results and from the papers' own numbers alone."""
+"""Tables and sentences of the book, made only from results and from the numbers that the papers print."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from pathlib import Path
 import pandas as pd
 
 from psmlib.book.cells import as_printed, cells_of, joined_frame, what_ran, why_missing
-from psmlib.book.formatting import NOTHING, fmt, markdown_table, plus_minus
+from psmlib.book.formatting import NOTHING, fmt, interval, markdown_table, plus_minus, value_and_error
 from psmlib.book.paper_values import paper_value, paper_values
+from psmlib.book.results import Results
 from psmlib.machine import paths
 from psmlib.machine.files import write_atomic
 
-# fmt, plus_minus and paper_value too, so that a chapter that imports report has all that its sentences need
+# fmt, interval, plus_minus and paper_value too, so that a chapter that imports report has all that its sentences need
 __all__ = [
-    "VERDICTS", "compare", "fmt", "glue", "paper_value", "plus_minus", "sentence", "side_by_side", "table",
+    "compare", "fmt", "glue", "interval", "paper_value", "plus_minus", "sentence", "side_by_side", "table",
     "verdict_less", "verdicts",
 ]  # fmt: skip
-
-VERDICTS = ("holds", "does not hold", "not testable here", "undecided")
 
 
 def table(
@@ -66,7 +65,7 @@ def compare(
     table: str,
     *,
     metric: str | None = None,
-    name: str,
+    name: str | None = None,
     caption: str,
     headings: tuple[str, str] = ("row", "column"),
     rows: Sequence[str] | None = None,
@@ -80,7 +79,8 @@ def compare(
         results: A `Results`, a frame of one, or a list of either.
         paper, table: The paper's table.
         metric: Which of its metrics; may be left out if it has only one.
-        name, caption: As for `table`; what was run is added to the caption.
+        name: Label of the table. If None, tab-<paper>-<table>.
+        caption: As for `table`; what was run is added to it.
         headings: What the table's rows and its columns stand for.
         rows, columns: Show only these.
         extra: More lines of ours to show under it, such as rows of paper "ours".
@@ -127,17 +127,20 @@ def compare(
     frame = frame.drop(columns=empty)
     unit = printed["unit"].iloc[0]
     measured = f"{metric}{'' if unit == '1' else f' in {unit}'}, ± one standard error"
-    _table(frame.rename(columns=titles), name, f"{caption} {measured}{what_ran(results)}.", css="psm-table psm-compare")
+    caption = f"{caption} {measured}{what_ran(results)}."
+    name = name or f"tab-{paper}-{table}".replace("_", "-")
+    _table(frame.rename(columns=titles), name, caption, css="psm-table psm-compare")
 
 
 def side_by_side(
     results,
-    *,
-    rows: str,
-    columns: str | Sequence[str],
-    name: str,
+    table: str,
+    headings: str,
     caption: str,
-    headings: str = "",
+    *,
+    rows: str = "row",
+    columns: str | Sequence[str] = "column",
+    name: str | None = None,
     floor: bool = True,
     **where,
 ) -> None:
@@ -145,11 +148,14 @@ def side_by_side(
 
     Args:
         results: A `Results`, a frame of one, or a list of either.
-        rows: The field that goes down, such as "column" where the paper's columns are methods.
-        columns: The field, or fields, that go across.
-        name, caption: As for `table`; what was run is added to the caption.
+        table: Which of their tables.
         headings: Heading of the first column.
-        floor: Whether to show the exact values: as a last line, or in each cell if one column holds several.
+        caption: As for `table`; what was run is added to it.
+        rows: The field that goes down.
+        columns: The field, or fields, that go across.
+        name: Label of the table. If None, tab-<table>.
+        floor: Whether to show the exact values, where there are any: as a last line, or in each cell if one column
+            holds several.
         **where: Fields that must equal a value or be one of a list, such as metric="NLL".
 
     Raises:
@@ -160,7 +166,7 @@ def side_by_side(
     for field in (rows, *across, *where):
         if field not in frame.columns:
             raise ValueError(f"results have no field {field!r}: use one of {', '.join(frame.columns)}")
-    for field, wanted in where.items():
+    for field, wanted in (where | {"table": table}).items():
         frame = frame[frame[field].isin([wanted] if isinstance(wanted, str | float | int) else list(wanted))]
     frame = frame.assign(_across=frame[across].agg(", ".join, axis=1) if len(frame) else "")
     twice = frame[frame.duplicated([rows, "_across"])]
@@ -179,41 +185,38 @@ def side_by_side(
     shown = [{headings: row} | {c: cells.get(c, NOTHING) for c in floors} for row, cells in lines.items()]
     if floor and not several and any(floors.values()):
         shown.append({headings: "*exact floor*"} | {c: fmt(f[0]) if f else NOTHING for c, f in floors.items()})
-    _table(pd.DataFrame(shown), name, f"{caption} Shown ± one standard error{what_ran(results)}.")
+    _table(pd.DataFrame(shown), name or f"tab-{table}", f"{caption} Shown ± one standard error{what_ran(results)}.")
 
 
-def verdicts(claims: Iterable[Mapping], *, name: str, caption: str = "Claims and verdicts.") -> None:
-    """Displays the claims table.
+def verdicts(results: Results, *, name: str, caption: str = "Claims and verdicts.") -> None:
+    """Displays the claims of a notebook, each with its test, verdict and evidence.
 
     Args:
-        claims: One dict per claim: claim, test, verdict (holds, does not hold, not testable here, undecided),
-            evidence.
+        results: Their results.
         name, caption: As for `table`.
     """
-    fields = ("claim", "test", "verdict", "evidence")
-    claims = list(claims)
-    for claim in claims:
-        if set(claim) != set(fields) or not all(isinstance(claim[f], str) and claim[f].strip() for f in fields):
-            raise ValueError(f"claim {claim.get('claim')!r} must have text as {', '.join(fields)}, and no more")
-        if claim["verdict"] not in VERDICTS:
-            raise ValueError(f"verdict {claim['verdict']!r} of {claim['claim']!r}: use one of {', '.join(VERDICTS)}")
-    frame = pd.DataFrame([c | {"verdict": f"**{c['verdict']}**"} for c in claims], columns=fields)
+    fields = ["claim", "test", "verdict", "evidence"]
+    frame = pd.DataFrame([line | {"verdict": f"**{line['verdict']}**"} for line in results.verdicts], columns=fields)
     table(frame, name, caption, "llll", css="psm-table psm-verdicts")
 
 
-def verdict_less(a: float, sa: float, b: float, sb: float, z: float = 2.0) -> str:
+def verdict_less(a, b, z: float = 2.0) -> str:
     """Whether the claim a < b holds, judged by the difference in units of its standard error.
 
     Args:
-        a, b: The two figures.
-        sa, sb: Their standard errors; the figures are taken to be independent.
+        a, b: The two figures, which are taken to be independent: each a number that is exact, or a figure with its
+            standard error as :func:`psmlib.book.formatting.value_and_error` takes it.
         z: How many standard errors the difference must reach to decide either way.
 
+    Raises:
+        ValueError: when a figure is not finite, or is a pair or summary without an error.
+
     Example:
-        >>> verdict_less(.61, .02, .64, .02), verdict_less(.61, .005, .64, .005), verdict_less(2, .1, 1, .1)
+        >>> verdict_less((.61, .02), (.64, .02)), verdict_less((.61, .005), (.64, .005)), verdict_less((2, .1), 1)
         ('undecided', 'holds', 'does not hold')
     """
-    for what, number in (("a", a), ("sa", sa), ("b", b), ("sb", sb)):
+    (a, sa), (b, sb) = ((x, 0.0) if _bare(x) else value_and_error(x) for x in (a, b))
+    for what, number in (("a", a), ("the error of a", sa), ("b", b), ("the error of b", sb)):
         if number is None or not math.isfinite(number):
             raise ValueError(f"verdict_less cannot judge with {what} = {number}: measure it, with several seeds")
     difference, error = float(b - a), math.hypot(sa, sb)
@@ -222,12 +225,16 @@ def verdict_less(a: float, sa: float, b: float, sb: float, z: float = 2.0) -> st
     return "does not hold" if difference <= -z * error else "undecided"
 
 
+def _bare(figure) -> bool:
+    return not isinstance(figure, tuple) and not hasattr(figure, "value")
+
+
 def sentence(template: str, **numbers) -> None:
     """Displays a Markdown paragraph whose numbers come from variables.
 
     Args:
         template: Markdown with {names} as in str.format; braces of formulas are doubled.
-        **numbers: Text as it is; numbers through `fmt` unless the template has a format; (value, stderr) too.
+        **numbers: Text as it is; all that `fmt` takes through it, unless the template has a format.
 
     Raises:
         ValueError: when the template types a decimal number itself, or lacks or misses a name.
@@ -249,8 +256,6 @@ class _Numbers(string.Formatter):
     def format_field(self, value, format_spec: str) -> str:
         if isinstance(value, str):
             return format(value, format_spec)
-        if isinstance(value, tuple):
-            return fmt(*value)
         value = value.item() if hasattr(value, "item") else value
         return format(value, format_spec).replace("-", "−", 1) if format_spec else fmt(value)
 

@@ -1,7 +1,8 @@
-"""Results: one record per table cell, kept with the circumstances under which it was measured."""
+"""What a run found: a row for each table cell, a verdict for each claim, and the provenance of both."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from psmlib.book.formatting import value_and_error
 from psmlib.machine import paths
 from psmlib.machine.files import write_atomic
 from psmlib.machine.provenance import device_name, git_state, peak_gpu_memory, peak_memory, source_hash, versions
@@ -23,6 +25,10 @@ STATUSES = ("reproduced", "within_noise", "differs", "scaled_down", "needs_data"
 NO_VALUE = ("needs_data", "not_run")  # the statuses of a cell without a figure
 KEY = ("paper", "table", "row", "column", "metric", "dataset")
 FIELDS = (*KEY, "unit", "value", "stderr", "n_seeds", "budget", "exact", "status", "note")
+DEFAULTS = {"paper": "ours", "dataset": "", "n_seeds": 1, "status": "scaled_down", "note": ""}
+VERDICTS = ("holds", "does not hold", "undecided", "not testable at this budget", "not testable here")
+CLAIM = ("claim", "test", "verdict", "evidence", "paper", "section", "gain", "low", "high", "n", "n_seeds")
+ROUNDING = 1e-12  # a standard error below this share of its figure is rounding, not noise
 
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[\w.@+~-]+/)+")
 
@@ -35,19 +41,23 @@ class Results:
         profile: The budget it ran under: smoke, quick, gpu or paper.
         parameters: The notebook's parameters, as JSON can hold them.
         seeds: The seeds that were used. If None, the `seeds` parameter as it was given.
+        rows: Fields of :meth:`add` that every row has unless it says otherwise. Without them a row has paper "ours",
+            status "scaled_down" and one seed.
+
+    Attributes:
+        verdicts: One dict for each claim, in the order in which :meth:`claim` took them.
 
     Example:
-        >>> results = Results("psm_toys", "smoke", {"dataset": "TY", "device": "cpu"})
-        >>> results.add(paper="psm", table="1", row="TY", column="TPSM-B", metric="NLL", unit="nats",
-        ...             value=torch.tensor(0.75), stderr=0.01, n_seeds=3, dataset="TY",
-        ...             budget={"updates": 8000, "blocks": 4}, exact=0.5, status="scaled_down")
-        >>> len(results), float(results.frame().loc[0, "value"])
-        (1, 0.75)
-        >>> results.add(paper="psm", table="1", row="TY", column="TPSM-C", metric="NLL", unit="nats",
-        ...             value=float("nan"), status="differs")
+        >>> results = Results("psm_toys", "smoke", {"dataset": "TY"}, rows=dict(metric="NLL", unit="nats"))
+        >>> results.add("blocks", "four blocks", "TY", (0.75, 0.01), n_seeds=3, budget={"updates": 8000})
+        >>> results.add("blocks", "one network", "TY", torch.tensor(0.8))
+        >>> results.claim("blocks help", "test NLL", True, "0.75 against 0.80")
+        >>> len(results), results.frame()["value"].tolist()[0], results.verdicts[0]["verdict"]
+        (2, 0.75, 'holds')
+        >>> results.add("blocks", "one network", "HG", float("nan"))
         Traceback (most recent call last):
         ...
-        ValueError: value of psm 1 / TY / TPSM-C / NLL is nan: give a finite number, or use status "not_run"
+        ValueError: value of ours blocks / one network / HG / NLL is nan: give a finite number, or use status "not_run"
     """
 
     def __init__(
@@ -57,6 +67,7 @@ class Results:
         parameters: Mapping | None = None,
         *,
         seeds: Sequence[int] | None = None,
+        rows: Mapping | None = None,
     ):
         for name, text in (("notebook", notebook), ("profile", profile)):
             if not isinstance(text, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", text):
@@ -66,7 +77,9 @@ class Results:
         self.parameters = _plain(dict(parameters or {}), "parameters")
         self.seeds = [int(s) for s in seeds] if seeds is not None else self.parameters.get("seeds")
         self.provenance: dict | None = None  # set once saved or loaded
+        self.verdicts: list[dict] = []
         self._rows: dict[tuple[str, ...], dict] = {}
+        self._shared = DEFAULTS | _known(rows or {}, FIELDS, "rows")
         self._data: dict[str, str] = {}
         self._start = time.perf_counter()
         self._loaded = False
@@ -77,76 +90,81 @@ class Results:
     def __repr__(self) -> str:
         return f"Results({self.notebook!r}, {self.profile!r}, {len(self)} rows)"
 
-    def add(
-        self,
-        *,
-        paper: str,
-        table: str,
-        row: str,
-        column: str,
-        metric: str,
-        unit: str,
-        value,
-        status: str,
-        stderr=None,
-        n_seeds: int = 1,
-        dataset: str = "",
-        budget: Mapping | None = None,
-        exact=None,
-        note: str = "",
-    ) -> None:
+    def part(self, **rows) -> Results:
+        """The same results, to which rows are added with these fields unless they say otherwise.
+
+        Example:
+            >>> results = Results("psm_toys", "smoke", rows=dict(metric="NLL", unit="nats"))
+            >>> exact = results.part(table="floors", status="reproduced")
+            >>> exact.add(row="HG", column="t = 0.001", value=0.25)
+            >>> len(results)
+            1
+        """
+        part = copy.copy(self)  # shares the rows and the verdicts
+        part._shared = self._shared | _known(rows, FIELDS, "part")
+        return part
+
+    def add(self, table: str | None = None, row: str | None = None, column: str | None = None, value=None, **fields):
         """Adds the record of one table cell.
 
         Args:
-            paper, table, row, column, metric: The cell, named as in data/paper_values.toml, or paper "ours".
-            unit: Unit of the value, "1" if it has none.
-            value: The figure: a number, or a tensor or array of one element. None if there is none.
-            status: One of reproduced, within_noise, differs, scaled_down, needs_data, not_run.
-            stderr: Standard error of the value.
-            n_seeds: Number of independent repetitions behind the value and its error.
-            dataset: The data set that was used, if row and column do not say so.
-            budget: What was spent: updates, blocks, nfe, samples, parameters, ...
-            exact: The floor or closed-form value, if there is one.
-            note: One sentence for the reader; for a cell without a value, the reason.
+            table, row, column: The cell, named as in data/paper_values.toml.
+            value: The figure: a number, a tensor or array of one element, a pair (value, stderr), or an object with
+                `value` and perhaps `stderr`, `seeds` and `floor`, which then fill `n_seeds` and `exact`. None if there
+                is none.
+            **fields: Those below; what is not given comes from `part`, from `rows` or has its default.
+
+        The fields:
+            * paper: The paper whose cell it is, or "ours".
+            * metric: What was measured.
+            * unit: Unit of the value, "1" if it has none.
+            * status: One of reproduced, within_noise, differs, scaled_down, needs_data, not_run.
+            * stderr: Standard error of the value; one that is mere rounding counts as none.
+            * n_seeds: Number of independent repetitions behind the value and its error.
+            * dataset: The data set that was used, if row and column do not say so.
+            * budget: What was spent: updates, blocks, nfe, samples, parameters, ...
+            * exact: The floor or closed-form value, if there is one.
+            * note: One sentence for the reader; for a cell without a value, the reason.
 
         Raises:
-            ValueError: when a field is of the wrong kind, not finite, or the cell is there already.
+            ValueError: when a field is unknown, missing, of the wrong kind or not finite, or the cell is there already.
         """
+        given = {k: v for k, v in (("table", table), ("row", row), ("column", column)) if v is not None}
+        self._writable()
+        named = given | _known(fields, FIELDS, "add")
+        record = _checked(**dict.fromkeys(FIELDS) | self._shared | _measured(value) | named)
+        key = tuple(record[field] for field in KEY)
+        if key in self._rows:
+            raise ValueError(f"{_cell(*key)} has a result already: name another row or column, or drop one of the two")
+        self._rows[key] = record
+
+    def claim(self, claim: str, test: str, verdict: str | bool, evidence: str, **where) -> None:
+        """Adds a line to the verdict table.
+
+        Args:
+            claim: What is claimed, in a few words.
+            test: What was measured to decide it.
+            verdict: One of `VERDICTS`; True stands for "holds" and False for "does not hold".
+            evidence: The figures behind the verdict.
+            **where: Any of paper, section (where the claim stands), gain, low, high (an effect and its 95 % interval),
+                n and n_seeds (how many points and seeds it was measured on).
+
+        Raises:
+            ValueError: when a field is unknown, empty or of the wrong kind.
+        """
+        self._writable()
+        verdict = verdict if isinstance(verdict, str) else VERDICTS[0 if verdict else 1]
+        for name, text in (("claim", claim), ("test", test), ("evidence", evidence)):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"{name} of the claim {claim!r} must be text, got {text!r}: write a few words")
+        if verdict not in VERDICTS:
+            raise ValueError(f"verdict {verdict!r} of {claim!r}: use one of {', '.join(VERDICTS)}, or True or False")
+        line = dict(claim=claim, test=test, verdict=verdict, evidence=evidence) | _known(where, CLAIM[4:], "claim")
+        self.verdicts.append(_plain(line, f"claim {claim!r}"))
+
+    def _writable(self) -> None:
         if self._loaded:
             raise ValueError(f"results of {self.notebook} were read from disk: make a new Results to add to")
-        texts = dict(paper=paper, table=table, row=row, column=column, metric=metric, dataset=dataset, unit=unit)
-        for name, text in {**texts, "note": note}.items():
-            if not isinstance(text, str) or not (text.strip() or name in ("dataset", "note")):
-                raise ValueError(f"{name} of a result must be text, got {text!r}: write it as in paper_values.toml")
-        cell = f"{paper} {table} / {row} / {column} / {metric}" + (f" / {dataset}" if dataset else "")
-        for name, word, known in (("paper", paper, PAPERS), ("status", status, STATUSES)):
-            if word not in known:
-                raise ValueError(f"{name} of {cell} is {word!r}: use one of {', '.join(known)}")
-        if isinstance(n_seeds, bool) or not isinstance(n_seeds, int | np.integer) or n_seeds < 1:
-            raise ValueError(f"n_seeds of {cell} is {n_seeds!r}: give a whole number of at least 1")
-        value, stderr, exact = (
-            _number(v, f"{name} of {cell}", none=name != "value" or status in NO_VALUE, nan=status in NO_VALUE)
-            for name, v in (("value", value), ("stderr", stderr), ("exact", exact))
-        )
-        if stderr is not None and stderr < 0:
-            raise ValueError(f"stderr of {cell} is {stderr:g}: give a standard error, which is never negative")
-        if status in NO_VALUE and (value is not None or not note.strip()):
-            raise ValueError(f'{cell} has status "{status}": give value=None and the reason as its note')
-        if budget is not None and not isinstance(budget, Mapping):
-            raise ValueError(f"budget of {cell} is {budget!r}: give a dict such as {{'updates': 8000}}")
-        key = (paper, table, row, column, metric, dataset)
-        if key in self._rows:
-            raise ValueError(f"{cell} has a result already: name another row or column, or drop one of the two")
-        self._rows[key] = {
-            **texts,
-            "value": value,
-            "stderr": stderr,
-            "n_seeds": 0 if value is None else int(n_seeds),
-            "budget": _plain(dict(budget or {}), f"budget of {cell}"),
-            "exact": exact,
-            "status": status,
-            "note": " ".join(note.split()),
-        }
 
     def data_hash(self, name: str, data) -> str:
         """Notes the SHA-256 of a data set in the provenance, and returns it.
@@ -183,7 +201,7 @@ class Results:
         """
         if self._loaded:
             raise ValueError(f"results of {self.notebook} were read from disk: run the notebook to renew them")
-        document = {"provenance": self._provenance(), "rows": list(self._rows.values())}
+        document = {"provenance": self._provenance(), "rows": list(self._rows.values()), "verdicts": self.verdicts}
         document = _portable(document)
         self.provenance = document["provenance"]
         text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
@@ -209,7 +227,7 @@ class Results:
 
 
 def load(profile: str, notebook: str) -> Results:
-    """Reads back what a notebook saved; the rows are checked again, and nothing can be added.
+    """Reads back what a notebook saved; rows and verdicts are checked again, and nothing can be added.
 
     Raises:
         FileNotFoundError: when that notebook has no results at that profile.
@@ -223,6 +241,8 @@ def load(profile: str, notebook: str) -> Results:
         document = json.loads(path.read_text(encoding="utf-8"))
         for row in document["rows"]:
             results.add(**row | {"n_seeds": row["n_seeds"] or 1})
+        for verdict in document.get("verdicts", []):  # files of older runs have none
+            results.claim(**verdict)
         results.provenance = dict(document["provenance"])
         results.parameters = dict(results.provenance["parameters"])
         results.seeds = results.provenance["seeds"]
@@ -237,6 +257,62 @@ def load(profile: str, notebook: str) -> Results:
 
 def _path(profile: str, notebook: str) -> Path:
     return Path(paths.RESULTS) / profile / f"{notebook}.json"
+
+
+def _cell(paper: str, table: str, row: str, column: str, metric: str, dataset: str) -> str:
+    return f"{paper} {table} / {row} / {column} / {metric}" + (f" / {dataset}" if dataset else "")
+
+
+def _checked(
+    *, paper, table, row, column, metric, dataset, unit, value, stderr, n_seeds, budget, exact, status, note
+) -> dict:  # fmt: skip
+    """The record of a cell as JSON can hold it, once each field is what it must be."""
+    texts = dict(paper=paper, table=table, row=row, column=column, metric=metric, dataset=dataset, unit=unit)
+    for name, text in {**texts, "note": note}.items():
+        if not isinstance(text, str) or not (text.strip() or name in ("dataset", "note")):
+            raise ValueError(f"{name} of a result must be text, got {text!r}: write it as in paper_values.toml")
+    cell = _cell(paper, table, row, column, metric, dataset)
+    for name, word, known in (("paper", paper, PAPERS), ("status", status, STATUSES)):
+        if word not in known:
+            raise ValueError(f"{name} of {cell} is {word!r}: use one of {', '.join(known)}")
+    if isinstance(n_seeds, bool) or not isinstance(n_seeds, int | np.integer) or n_seeds < 1:
+        raise ValueError(f"n_seeds of {cell} is {n_seeds!r}: give a whole number of at least 1")
+    value, stderr, exact = (
+        _number(v, f"{name} of {cell}", none=name != "value" or status in NO_VALUE, nan=status in NO_VALUE)
+        for name, v in (("value", value), ("stderr", stderr), ("exact", exact))
+    )
+    if stderr is not None and stderr < 0:
+        raise ValueError(f"stderr of {cell} is {stderr:g}: give a standard error, which is never negative")
+    if status in NO_VALUE and (value is not None or not note.strip()):
+        raise ValueError(f'{cell} has status "{status}": give value=None and the reason as its note')
+    if budget is not None and not isinstance(budget, Mapping):
+        raise ValueError(f"budget of {cell} is {budget!r}: give a dict such as {{'updates': 8000}}")
+    return {
+        **texts,
+        "value": value,
+        "stderr": None if stderr is not None and stderr <= ROUNDING * abs(value or 0.0) else stderr,
+        "n_seeds": 0 if value is None else int(n_seeds),
+        "budget": _plain(dict(budget or {}), f"budget of {cell}"),
+        "exact": exact,
+        "status": status,
+        "note": " ".join(note.split()),
+    }
+
+
+def _measured(value) -> dict:
+    """The fields that a figure fills: its value and error, and of a summary its seeds and floor."""
+    figure, stderr = value_and_error(value)
+    known = {"n_seeds": "seeds", "exact": "floor"} if hasattr(value, "value") else {}
+    more = {field: getattr(value, name) for field, name in known.items() if hasattr(value, name)}
+    return {"value": figure, "stderr": stderr} | more
+
+
+def _known(fields: Mapping, known: Sequence[str], where: str) -> dict:
+    """The fields, once their names are checked."""
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"{where} has no field {name!r}: use one of {', '.join(known)}")
+    return dict(fields)
 
 
 def _number(value, what: str, *, none: bool, nan: bool) -> float | None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from psmlib import standard_errors
 from psmlib.machine.streams import stream
 from psmlib.process import expand
 from psmlib.score import Score
@@ -123,7 +124,7 @@ def curve(t: Tensor, share: Tensor, bins: int, lo: float, hi: float) -> tuple[Te
     for i in range(bins):
         found = share[which == i]
         if len(found) > 1:
-            lines.append((lo + (i + 0.5) * width, float(found.mean()), float(found.std() / len(found) ** 0.5)))
+            lines.append((lo + (i + 0.5) * width, *standard_errors.mean(found)))
     return torch.tensor(lines, dtype=torch.float64).reshape(-1, 3).unbind(1)
 
 
@@ -161,7 +162,7 @@ def by_optimal_denoiser(
             f"Algorithm 1 needs 0 < alpha <= 1, samples >= 1 and intervals >= 2, got {alpha}, {samples} and {intervals}"
         )
     mean = data.mean(0, dtype=torch.float64) if isinstance(data, Tensor) else getattr(data, "mean", None)
-    mean = None if mean is None else mean.to(**score.home)
+    mean = None if mean is None else mean.to(**score.tensor_options)
     settings = dict(
         score=score, data=data, alpha=alpha, eta=eta, samples=samples, reading=reading, rule=rule, mean=mean
     )
@@ -181,7 +182,7 @@ def draws(data, samples: int, lo: float, hi: float, generator: torch.Generator, 
 
 def _cut(count: int, lo: float, hi: float, generator: torch.Generator, **settings) -> tuple[float, ...]:
     """``count`` borders between two ends."""
-    x0, eps, t = draws(settings["data"], settings["samples"], lo, hi, generator, settings["score"].home)
+    x0, eps, t = draws(settings["data"], settings["samples"], lo, hi, generator, settings["score"].tensor_options)
     left = _reach(x0, eps, t, lo, downwards=False, **settings)
     if count == 1:
         if left >= float(t.max()):

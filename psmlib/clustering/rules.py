@@ -26,8 +26,9 @@ from psmlib.machine.streams import stream
 from psmlib.partition import Partition
 from psmlib.process import Process
 from psmlib.sampling import grids
-from psmlib.training.batches import make_batch
-from psmlib.training.objectives import Denoising, FlowMatching
+from psmlib.training.batches import mlp_batch, noised
+from psmlib.training.objectives import OBJECTIVES
+from psmlib.training.recipe import Recipe
 
 
 def split(method: str = "optimal_denoiser", **arguments) -> tuple[float, ...]:
@@ -175,12 +176,12 @@ def timestep_gradients(bank: Bank, data, process: Process, times: Tensor, *, bat
     """Gradient of the training loss at each time alone. Shape: (times, parameters)."""
     if len(bank) != 1:
         raise ValueError(f"gradients of one network are compared, but the bank holds {len(bank)}: train one block")
-    points = Partition.points(times.tolist())
-    objective = FlowMatching() if bank.native == "velocity" else Denoising()
+    points, objective = Partition.points(times.tolist()), OBJECTIVES[bank.native]
+    recipe = Recipe(process, points, updates=1, objective=objective, batch_size=batch)
     grads, work = torch.empty(len(times), bank.params.shape[1], dtype=bank.params.dtype, device=bank.device), None
     for k in range(len(times)):
-        generator = stream(seed, k, device=bank.device)
-        h, target = make_batch(bank, data, process, points, objective, k, batch, generator, 0.0, 0.0)
+        x, t, target, _ = noised(bank, data, recipe, k, 1, stream(seed, k, device=bank.device))
+        h, target = mlp_batch(bank, x, t, target, process)
         work = work or BankMLP(bank.arch.widths, h[None])
         work.gradient(bank.params, h[None], target[None], grads[k : k + 1])
     return grads

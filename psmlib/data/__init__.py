@@ -1,1 +1,1 @@
-"""Data: exactly known toys, and images."""
+"""Data: toy densities known exactly, and images."""

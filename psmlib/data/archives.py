@@ -1,7 +1,7 @@
-"""Files that cannot be shipped: where they belong, whether they are whole, how to get them.
+"""Data files that are not shipped with the book: where they are looked for, checked and downloaded from.
 
-The reader puts them under data/raw, or torchvision downloads them there. A file with a known checksum is refused
-when it differs, before anything in it is looked at. Nothing is unpacked under data/raw: it may be read-only.
+The reader puts them under data/raw, or torchvision downloads them there. A file with a known checksum is verified
+before it is opened. Nothing is unpacked under data/raw: it may be read-only.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def registry() -> dict[str, dict]:
     return tomllib.loads((Path(__file__).parent / "registry.toml").read_text(encoding="utf-8"))
 
 
-def in_words(size: int) -> str:
-    """A number of bytes for a reader.
+def size_in_words(size: int) -> str:
+    """A number of bytes with its unit.
 
     Example:
-        >>> in_words(6783426789), in_words(170498071), in_words(28881)
+        >>> size_in_words(6783426789), size_in_words(170498071), size_in_words(28881)
         ('6.8 GB', '170 MB', '29 kB')
     """
     for unit, one in (("GB", 1e9), ("MB", 1e6)):
@@ -41,25 +41,25 @@ def in_words(size: int) -> str:
 
 
 def raw() -> Path:
-    """The folder of the reader's files."""
+    """The folder for files that the reader provides."""
     return paths.DATA / "raw"
 
 
-def shown(path: Path) -> str:
-    """A file under data/raw as messages name it."""
+def shown_path(path: Path) -> str:
+    """The path of a file under data/raw in messages, without the folders above."""
     return f"data/raw/{path.relative_to(raw()).as_posix()}"
 
 
 def find(name: str, file: str) -> Path | None:
-    """Where a file of a data set lies: in its own folder or flat in data/raw; None if it does not."""
+    """The path of a file of a data set, in its own folder or directly in data/raw; None if it is in neither."""
     places = (raw() / registry()[name]["home"] / file, raw() / file)
     return next((path for path in places if path.is_file()), None)
 
 
 def missing(name: str, files: list[dict]) -> FileNotFoundError:
-    """What to get, where to put it and how big it is, in one sentence."""
+    """The error for absent files: what to get, how large it is and where to put it, in one sentence."""
     entry = registry()[name]
-    listed = ", ".join(f"{file['name']} ({in_words(file['bytes'])})" for file in files)
+    listed = ", ".join(f"{file['name']} ({size_in_words(file['bytes'])})" for file in files)
     where = (Path("data/raw") / entry["home"]).as_posix()
     ask = f', or call load("{name}", download=True)' if _downloadable(name, files[0]) else ""
     return FileNotFoundError(f"{name} needs {listed}: get from {entry['page']} and put in {where}{ask}")
@@ -70,7 +70,7 @@ def collect(name: str, download: bool = False) -> dict[str, Path]:
 
     Args:
         name: As in the registry.
-        download: Let torchvision get what is absent or damaged.
+        download: Let torchvision fetch files that are absent or damaged.
 
     Returns:
         Path of each file by its name.
@@ -96,7 +96,7 @@ def collect(name: str, download: bool = False) -> dict[str, Path]:
 
 def _md5(path: Path) -> str:
     with open(path, "rb") as stream:
-        # told apart from cryptography, as some systems forbid md5 there
+        # some systems forbid md5 for security
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
@@ -108,7 +108,7 @@ def _check(name: str, path: Path, file: dict) -> None:
     if not _whole(path, file):
         size = path.stat().st_size
         fault = f"truncated ({size} of {file['bytes']} bytes)" if size < file["bytes"] else "altered (wrong checksum)"
-        raise ValueError(f"{shown(path)} is {fault}: delete it and get it again from {registry()[name]['page']}")
+        raise ValueError(f"{shown_path(path)} is {fault}: delete it and get it again from {registry()[name]['page']}")
 
 
 def _downloadable(name: str, file: dict) -> bool:
@@ -116,7 +116,7 @@ def _downloadable(name: str, file: dict) -> bool:
 
 
 def _download(name: str, file: dict) -> None:
-    """Has torchvision fetch one file and check it."""
+    """Downloads one file by torchvision, which checks it."""
     if not _downloadable(name, file):
         raise missing(name, [file])
     from torchvision.datasets import utils
@@ -131,20 +131,21 @@ def _download(name: str, file: dict) -> None:
         reason = " ".join(str(error).split()).rstrip(".")
         where = (Path("data/raw") / entry["home"]).as_posix()
         raise FileNotFoundError(
-            f"{file['name']} ({in_words(file['bytes'])}) could not be downloaded ({reason}): "
+            f"{file['name']} ({size_in_words(file['bytes'])}) could not be downloaded ({reason}): "
             f"get it from {entry['page']} and put it in {where}"
         ) from error
 
 
 @contextmanager
 def reading(name: str, path: Path) -> Iterator[None]:
-    """Turns whatever goes wrong inside a file into one sentence about that file."""
+    """Turns any error while reading a file into one sentence about that file."""
     try:
         yield
     except MemoryError:
         raise
-    except Exception as error:  # so has a damaged file
+    except Exception as error:  # a damaged file can fail in many ways
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ValueError(
-            f"{shown(path)} cannot be read as a file of {name} ({reason}): get it again from {registry()[name]['page']}"
+            f"{shown_path(path)} cannot be read as a file of {name} ({reason}): "
+            f"get it again from {registry()[name]['page']}"
         ) from error

@@ -15,27 +15,27 @@ from psmlib.machine.memory import check_memory
 
 
 def folder() -> Path:
-    """Where the files are kept; below PSMLIB_OUTPUT like all that is written, and safe to delete."""
+    """The folder of the cached files, under PSMLIB_OUTPUT like all output; safe to delete."""
     return paths.OUTPUT / "data" / "cache"
 
 
-def mapped(stem: str, shape: tuple[int, ...], pieces: Callable[[], Iterable[np.ndarray]]) -> np.ndarray:
+def memory_mapped(stem: str, shape: tuple[int, ...], pieces: Callable[[], Iterable[np.ndarray]]) -> np.ndarray:
     """A uint8 array read from data/cache, made first if it is not there yet.
 
     The file is written piece by piece and renamed when it is complete. Where nothing can be written, the array is
     made in memory instead.
 
     Args:
-        stem: Name of the file; it must change with the content.
+        stem: Name of the file without its ending; different contents need different names.
         shape: Of the whole array.
         pieces: Yields its rows in order, m at a time. Shapes: (m, ...).
 
     Returns:
-        The array; changes to it stay in this process.
+        The array; changes to it are not written to the file.
 
     Raises:
         ValueError: when the pieces do not add up to the shape.
-        MemoryError: when it can neither be written nor held.
+        MemoryError: when it can neither be written nor held in memory.
     """
     path = folder() / f"{stem}.npy"
     kept = _open(path, shape)
@@ -44,7 +44,7 @@ def mapped(stem: str, shape: tuple[int, ...], pieces: Callable[[], Iterable[np.n
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # plain writes, as a full disk would end the process at a write through a memory map
+        # not through a memory map, where a full disk kills the process
         with open(temporary, "wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
@@ -60,7 +60,7 @@ def mapped(stem: str, shape: tuple[int, ...], pieces: Callable[[], Iterable[np.n
 
 
 def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The kept array, if it is whole."""
+    """The cached array, if the file is there and complete."""
     try:
         array = np.load(path, mmap_mode="c")
     except (OSError, ValueError, EOFError):

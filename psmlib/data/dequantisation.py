@@ -1,7 +1,7 @@
-r"""Grey levels as continuous data, and bits per dimension with the right offset.
+r"""Dequantisation of grey levels, and bits per dimension of the dequantised data.
 
 Uniform dequantisation puts a level :math:`k \in \{0, \dots, K-1\}` at :math:`(k + u)/K`, :math:`u \sim U[0, 1)`, and
-an affine map of width :math:`w` takes :math:`[0, 1)` to where the network works. By Jensen's inequality the
+an affine map of width :math:`w` takes :math:`[0, 1)` to the network's coordinates. By Jensen's inequality the
 log density of the continuous model bounds the log probability of the levels (Theis et al. 2016, Section 3.1):
 
 .. math:: -\frac{1}{D} \log_2 P(k) \le -\frac{E_u \log p(x)}{D \ln 2} + \log_2 K - \log_2 w
@@ -38,7 +38,7 @@ def dequantise(
     x_levels: Tensor, levels: int, generator: torch.Generator | None = None, *, scale: str = "unit",
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:  # fmt: skip
-    r"""Whole levels with uniform noise, :math:`w (k + u)/K + b`, never at or past the upper end.
+    r"""Integer levels with uniform noise, :math:`w (k + u)/K + b`, always below the upper end.
 
     Args:
         x_levels: Levels 0 .. levels - 1, of an integer type. Shape: (n, C, H, W), or any other.
@@ -51,7 +51,7 @@ def dequantise(
         The dequantised data, of the same shape.
 
     Raises:
-        ValueError: for data that are not levels, or an unknown scale.
+        ValueError: for data that are not integer levels, or an unknown scale.
 
     Example:
         >>> k = torch.tensor([0, 8, 16], dtype=torch.uint8)
@@ -78,7 +78,7 @@ def add_noise(x_levels: Tensor, generator: torch.Generator | None, dtype: torch.
 
 
 def quantise(x: Tensor, levels: int, *, scale: str = "unit") -> Tensor:
-    """The level in whose cell each value lies; what lies outside goes to the nearest end. Any shape, uint8.
+    """The level in whose cell each value lies, or the nearest level for values outside. Any shape, uint8.
 
     Example:
         >>> quantise(torch.tensor([-.2, 0., .5, .999, 1.7]), 17).tolist()
@@ -91,7 +91,7 @@ def quantise(x: Tensor, levels: int, *, scale: str = "unit") -> Tensor:
 def bits_per_dim(log_prob, shape: Sequence[int], levels: int, scale: str | float | Tensor = "unit"):
     r"""Bits per dimension of dequantised data, :math:`-\log p/(D \ln 2) + \log_2 K - \overline{\log_2 w}`.
 
-    Moving the data (centring) changes no volume, so only the width of the scaling counts. With 256 levels the
+    Shifting the data (centring) does not change volumes, so only the width of the scaling matters. With 256 levels the
     offset is 8 for data in [0, 1) and 7 in [-1, 1).
 
     Args:

@@ -1,4 +1,4 @@
-"""Images as a density to draw training batches from."""
+"""Images as a distribution to draw training batches from."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from psmlib.process import Process
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """Random images with fresh dequantisation noise, and a fair coin for each to be mirrored.
+    """Random images with fresh dequantisation noise, each mirrored with probability 1/2 if that is allowed.
 
     Attributes:
-        name: Data set, split, scale and centring, as a checkpoint remembers them.
+        name: Data set, split, scale and centring, as recorded in a checkpoint.
         pool: The images to draw from. Shape: (N, C, H, W), uint8.
         factor: Width of a level after scaling.
         shift: What is added. Shape: broadcasts to (C, H, W).
@@ -50,11 +50,11 @@ class Draws:
 
     @property
     def levels(self) -> Tensor:
-        """The images that draws are made from, mirror images included. Shape: (N, C, H, W), whole levels."""
+        """The images to draw from as integer levels, including mirror images. Shape: (N, C, H, W)."""
         return torch.cat([self.pool, self.pool.flip(-1)]) if self.mirrored else self.pool
 
     def middles(self) -> Tensor:
-        """The points about which dequantisation noise is: data for DiffusedData. Shape: (N, C, H, W), or (N, D).
+        """The images at the middle of their cells, as data for DiffusedData. Shape: (N, C, H, W), or (N, D).
 
         Example:
             >>> from psmlib.data.images import load
@@ -65,5 +65,5 @@ class Draws:
         return points.flatten(1) if self.flat else points
 
     def diffused(self, process: Process) -> DequantisedData:
-        """The exact law of what is drawn, at every time of a process."""
+        """The exact score of the diffused draws under a process."""
         return DequantisedData(self.levels, self.factor, self.shift, process, flat=self.flat)

@@ -1,8 +1,8 @@
 """The official formats of MNIST, CIFAR-10, CelebA and downsampled ImageNet, read straight from their archives.
 
 torchvision reads the first three as well, but unpacks them beside the archive, does not check what was unpacked
-earlier, and executes CIFAR-10's pickles; here files stay closed until their checksum is right, and nothing
-that they contain is run. The tests compare the two.
+earlier, and executes CIFAR-10's pickles. Here a file is opened only after its checksum is verified, and no code in it
+is executed. The tests compare the two.
 
 Each reader returns uint8 arrays by split, (n, C, H, W), and int64 labels under "train_labels" and "test_labels"
 where the format has them.
@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from psmlib.data import archives
-from psmlib.data.cache import mapped
+from psmlib.data.cache import memory_mapped
 from psmlib.machine.progress import bar
 
 Arrays = dict[str, np.ndarray]
@@ -62,7 +62,7 @@ def mnist(download: bool = False) -> Arrays:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that builds lists, dicts, text and arrays, and calls nothing else."""
+    """An unpickler restricted to lists, dicts, text and arrays."""
 
     def find_class(self, module: str, name: str):
         core = module.removeprefix("numpy.").replace("_core", "core")
@@ -78,14 +78,14 @@ class _ArraysOnly(pickle.Unpickler):
 def cifar10(download: bool = False) -> Arrays:
     """The python version of CIFAR-10 (Krizhevsky 2009): images (n, 3, 32, 32).
 
-    Of the published versions it is the one whose checksum torchvision knows. Its batches are pickles: they are
-    opened after the checksum of the archive was found right, and by an unpickler that can build nothing but arrays.
+    Of the published versions it is the one whose checksum torchvision knows. Its batches are pickles: they are opened
+    after the checksum of the archive is verified, by an unpickler that can build nothing but arrays.
     """
     (path,) = archives.collect("cifar10", download).values()
     wanted = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
     batches, out = {}, {}
     with archives.reading("cifar10", path), tarfile.open(path) as tar:
-        for member in tar:  # in the order of the file: each step back would unpack it from the start
+        for member in tar:  # in file order, because each step back would decompress it from the start
             if (name := Path(member.name).name) in sum(wanted.values(), []):
                 batches[name] = _ArraysOnly(tar.extractfile(member), encoding="latin1").load()
         for split, names in wanted.items():
@@ -97,11 +97,11 @@ def cifar10(download: bool = False) -> Arrays:
     return out
 
 
-def face(jpeg: bytes, crop: int = 140, size: int = 64) -> np.ndarray:
+def cropped_face(jpeg: bytes, crop: int = 140, size: int = 64) -> np.ndarray:
     """The central square of an aligned face, resized with an antialiased bilinear filter. Shape: (3, size, size).
 
-    140 pixels of 178 x 218 is the crop of Song and Ermon (2019), usual in score-based work; which one Parallel Score
-    Matching took is not known.
+    140 pixels of 178 x 218 is the crop of Song and Ermon (2019), usual in score-based work; the crop of Parallel Score
+    Matching is not known.
     """
     from PIL import Image
 
@@ -129,10 +129,10 @@ def celeba64(download: bool = False) -> Arrays:
         with archives.reading("celeba64", zipped), zipfile.ZipFile(zipped) as archive, ThreadPoolExecutor() as pool:
             starts = range(0, len(ordered), 1024)
             for i in bar(starts, label="CelebA at 64 x 64"):
-                yield np.stack(list(pool.map(lambda file: face(archive.read(file)), ordered[i : i + 1024])))
+                yield np.stack(list(pool.map(lambda file: cropped_face(archive.read(file)), ordered[i : i + 1024])))
 
     key = archives.registry()["celeba64"]["files"][0]["md5"][:8]
-    images = mapped(f"celeba64-crop140-{key}", (len(ordered), 3, 64, 64), decoded)
+    images = memory_mapped(f"celeba64-crop140-{key}", (len(ordered), 3, 64, 64), decoded)
     ends = np.cumsum([len(part) for part in names.values()])[:-1]
     return dict(zip(names, np.split(images, ends), strict=True))
 
@@ -140,10 +140,10 @@ def celeba64(download: bool = False) -> Arrays:
 def imagenet64(download: bool = False) -> Arrays:
     """Downsampled ImageNet (Chrabaszcz et al. 2017) from npz batches, zipped as published or unzipped.
 
-    These are the images that image-net.org gives out now; those of van den Oord et al. (2016), on which older papers
-    report, were withdrawn there, and bits per dimension of the two do not compare. No checksum is known to
-    torchvision, so the archives' own CRC-32, types, shapes and the number of images are checked. The pickled variant
-    of these files is not read. The first call keeps 16 GB in data/cache.
+    These are the images that image-net.org distributes now; those of van den Oord et al. (2016), used in older papers,
+    were withdrawn, and bits per dimension of the two are not comparable. torchvision knows no checksum, so the
+    archives' own CRC-32, types, shapes and the number of images are checked. The pickled variant of these files is not
+    read. The first call keeps 16 GB in data/cache.
     """
     entry = archives.registry()["imagenet64"]
     wanted = {"train": [f"train_data_batch_{i}.npz" for i in range(1, 11)], "test": ["val_data.npz"]}
@@ -159,14 +159,14 @@ def imagenet64(download: bool = False) -> Arrays:
             sources = _members(zipped[:-1] if split == "train" else zipped[-1:], files)
         size = sum(path.stat().st_size for path in {path for path, _ in sources.values()})
         count = entry["counts"][split]
-        # the size stands in for a checksum
+        # the file size identifies the content, in place of a checksum
         stem = f"imagenet64-{split}-{size}"
-        out[split] = mapped(stem, (count, 3, 64, 64), partial(_npz_batches, list(sources.values()), count))
+        out[split] = memory_mapped(stem, (count, 3, 64, 64), partial(_npz_batches, list(sources.values()), count))
     return out
 
 
 def _members(zips: list[Path], files: list[str]) -> dict[str, tuple[Path, str]]:
-    """Archive and member of each batch, whatever folder it was zipped in."""
+    """Archive and member of each batch, in whatever folder of the archive."""
     found: dict[str, tuple[Path, str]] = {}
     for path in zips:
         with archives.reading("imagenet64", path), zipfile.ZipFile(path) as archive:
@@ -179,7 +179,7 @@ def _members(zips: list[Path], files: list[str]) -> dict[str, tuple[Path, str]]:
 
 
 def _npz_batches(sources: list[tuple[Path, str | None]], count: int) -> Iterator[np.ndarray]:
-    """The images of all batches of a split, which must be as many as the official set has."""
+    """The images of all batches of a split, whose number must be that of the official set."""
     done = 0
     for path, member in bar(sources, label="ImageNet at 64 x 64"):
         images = _npz_images(path, member)
@@ -197,7 +197,7 @@ def _npz_images(path: Path, member: str | None) -> np.ndarray:
             with open(path, "rb") as file:
                 shutil.copyfileobj(file, spool)
         else:
-            # npz is read back and forth, which a compressed member would answer by starting over
+            # npz needs random access, for which a compressed member is decompressed from the start each time
             with zipfile.ZipFile(path) as archive, archive.open(member) as file:
                 shutil.copyfileobj(file, spool, 1 << 20)
         if not zipfile.is_zipfile(spool):

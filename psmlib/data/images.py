@@ -1,12 +1,12 @@
-"""One registry of image data: grey levels in fixed splits, dequantised on demand.
+"""The image data sets: grey levels in fixed splits, dequantised on demand.
 
-``digits`` and the ``photos`` work at once; the papers' own sets come from files under data/raw. Images are kept as
-whole levels, uint8, channels first; every reading as continuous data goes through
-:mod:`psmlib.data.dequantisation`, so that bits per dimension get the right offset.
+``digits`` and the ``photos`` are available at once; the papers' own sets come from files under data/raw. Images are
+stored as integer levels, uint8, channels first, and converted to continuous data by
+:mod:`psmlib.data.dequantisation` alone, so that bits per dimension get the right offset.
 
-``digits`` is split by class with a fixed shuffle. Its file does not say who wrote a digit. Digits lie in it in the
-order of their writers, and for two in five the nearest other image lies within 60 places, six times as often as by
-chance: a test digit may come from a hand that training has seen. :mod:`psmlib.data.photos` says how far photograph
+``digits`` is split by class with a fixed shuffle. Its file does not say who wrote a digit. The digits are in the order
+of their writers, and for two in five the nearest other image lies within 60 places, six times as often as by chance:
+the writer of a test digit may also have written training digits. :mod:`psmlib.data.photos` says how far photograph
 crops are from independent; :mod:`psmlib.data.formats` says how CelebA is cropped, and which ImageNet is meant.
 """
 
@@ -36,18 +36,18 @@ class Images:
     Args:
         name: As in the registry.
         arrays: uint8 images (n, C, H, W) under "train", "validation" and "test", and labels, if there are any, under
-            "train_labels" and so on. Where validation images are absent, the last ``cut`` training images are taken.
+            "train_labels" and so on. Without validation images, the last ``cut`` training images are used.
         levels: Number of grey levels.
         flip: Whether mirrored training images are as good as the originals.
-        cut: How many images at the end of the training set are kept for validation.
+        cut: Number of images at the end of the training set that become validation images.
         about: One line for tables and captions.
 
     Attributes:
         train: Training images. Shape: (n, C, H, W), uint8.
         validation: Images for choices such as early stopping.
         test: Images for figures to be reported.
-        official_train: Training images before validation images were cut off, all of which the papers train on;
-            the same as ``train`` where the validation set is one of its own.
+        official_train: All official training images, on which the papers train; the same as ``train`` if there is an
+            official validation set.
         train_labels: Classes, int64, or None; likewise validation_labels and test_labels.
 
     Raises:
@@ -114,7 +114,7 @@ class Images:
             x_levels: Some of this data set's images. Shape: (n, C, H, W).
             generator: Source of the noise.
             scale: "unit", [0, 1), or "symmetric", [-1, 1).
-            centred: Subtract the mean training image, as Parallel Score Matching does (it counts none as mirrored).
+            centred: Subtract the mean training image (without mirror images), as Parallel Score Matching does.
             dtype: Of the result.
         """
         x = dequantise(x_levels, self.levels, generator, scale=scale, dtype=dtype)
@@ -143,14 +143,14 @@ class Images:
         self, split: str = "train", *, scale: str = "unit", centred: bool = False, flat: bool = False,
         device: str | torch.device = "cpu", dtype: torch.dtype = torch.float64,
     ) -> Draws:  # fmt: skip
-        """Images to train on, drawn at random with fresh noise; what :func:`psmlib.training.loop.fit` takes as data.
+        """Random images with fresh dequantisation noise, as data for :func:`psmlib.training.fit`.
 
         Args:
             split: "train", "official_train", "validation" or "test". Only the training images are ever mirrored.
             scale: "unit" or "symmetric".
             centred: Subtract the mean training image.
-            flat: Give points (n, D) rather than images.
-            device: Where the levels are kept; draws come out there.
+            flat: Points (n, D) rather than images.
+            device: Of the levels and of the draws.
             dtype: Of the draws.
 
         Raises:
@@ -189,7 +189,7 @@ class Images:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the fingerprint: one word for the data and how they are split."""
+        """SHA-256 of the fingerprint, which identifies the data and their splits."""
         return hashlib.sha256(self.fingerprint).hexdigest()
 
 
@@ -223,7 +223,7 @@ _LOADED: dict[str, Images] = {}
 
 
 def load(name: str, *, download: bool = False) -> Images:
-    """A data set by name; read when first asked for, and then kept for the process.
+    """A data set by name, read on the first call and then kept in memory.
 
     Args:
         name: digits, photos8, photos16, photos32, mnist, cifar10, celeba64 or imagenet64.
@@ -234,7 +234,7 @@ def load(name: str, *, download: bool = False) -> Images:
 
     Raises:
         ValueError: for an unknown name, or a truncated or altered file.
-        FileNotFoundError: for a missing file: what to get, where to put it, how big it is.
+        FileNotFoundError: for a missing file, saying what to get, how large it is and where to put it.
 
     Example:
         >>> load("digits").levels, load("digits").shape

@@ -2,14 +2,14 @@ r"""Colour crops of two photographs, in splits that share no pixel.
 
 Each photograph, 427 x 640, is cut in upright strips: five for training (384 columns in all), two of 32 columns for
 validation and two for test, with gaps of 16 columns between them. All borders are multiples of 16, the block size
-of JPEG with halved colour, so that no coding block reaches into two strips. Strips of the three kinds take turns,
-because left and right of these pictures are not alike.
+of JPEG with halved colour, so that no coding block reaches into two strips. Strips of the three splits alternate,
+because the left and right parts of these pictures differ.
 
-Training crops overlap (every fourth row and column); validation and test crops do not. The number of crops says
-little about the number of independent images: of the 12,078 training crops of 32 x 32, no more than 260 have no
-pixel in common, and nearest neighbours share 7/8 of theirs. Grey values 16 columns apart still correlate at .85
-(china.jpg) and .80 (flower.jpg), so test crops look like training crops from across the gap, and like each other:
-a standard error over test crops is too small as an error over photographs.
+Training crops overlap (every fourth row and column); validation and test crops do not. The number of crops is far
+larger than that of independent images: of the 12,078 training crops of 32 x 32, at most 260 are disjoint, and
+neighbours share 7/8 of their pixels. Grey values 16 columns apart still correlate at .85 (china.jpg) and .80
+(flower.jpg), so test crops resemble training crops across the gap, and each other: a standard error over test crops
+underestimates the error over photographs.
 
 ======== ======== ============ ======
 size     train    validation   test

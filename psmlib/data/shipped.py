@@ -1,7 +1,7 @@
 """The images that come with scikit-learn: 1797 digits and two photographs.
 
-They are read from the package's own files, because importing scikit-learn takes a hundred times as long; if the
-files have moved, scikit-learn's loaders are asked.
+They are read from the package's own files, because importing scikit-learn takes a hundred times as long; if the files
+are not found, scikit-learn's loaders are used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def package_file(name: str) -> Path | None:
-    """Where scikit-learn keeps a file of its data sets, without importing it; None if it is not there."""
+    """The path of a file of scikit-learn's data sets, without importing scikit-learn; None if it is not there."""
     spec = importlib.util.find_spec("sklearn")
     places = spec.submodule_search_locations or [] if spec else []
     return next((path for place in places if (path := Path(place, "datasets", name)).is_file()), None)
@@ -41,7 +41,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 def photographs() -> np.ndarray:
     """china.jpg and flower.jpg, uint8. Shape: (2, 427, 640, 3).
 
-    Decoders of JPEG may differ by a level here and there, so the data hash may differ between machines.
+    JPEG decoders may differ by one level in some pixels, so the data hash may differ between machines.
     """
     found = [package_file(f"images/{name}.jpg") for name in ("china", "flower")]
     if all(found):

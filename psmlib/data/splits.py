@@ -1,4 +1,4 @@
-"""Fixed shuffles that no library version can change."""
+"""Fixed shuffles that do not depend on library versions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 _MASK = 2**64 - 1
 
 
-def mixed(index: int, salt: int = 0) -> int:
-    """A 64-bit hash of a whole number: the output function of SplitMix64 (Steele, Lea and Flood 2014, Figure 17).
+def splitmix64(index: int, salt: int = 0) -> int:
+    """A 64-bit hash of an integer: the output function of SplitMix64 (Steele, Lea and Flood 2014, Figure 17).
 
-    Random streams of libraries change between versions; whole-number arithmetic does not.
+    Random streams of libraries may change between versions; integer arithmetic does not.
 
     Example:
-        >>> mixed(0) == 0xE220A8397B1DCDAF            # the first output of SplitMix64 with seed 0
+        >>> splitmix64(0) == 0xE220A8397B1DCDAF            # the first output of SplitMix64 with seed 0
         True
     """
     z = ((index + 1) * 0x9E3779B97F4A7C15 + salt) & _MASK
@@ -31,20 +31,20 @@ def shuffled(n: int, salt: int = 0) -> np.ndarray:
         >>> shuffled(6).tolist()
         [2, 4, 5, 1, 0, 3]
     """
-    return np.array(sorted(range(n), key=lambda i: mixed(i, salt)), dtype=np.int64)
+    return np.array(sorted(range(n), key=lambda i: splitmix64(i, salt)), dtype=np.int64)
 
 
 def stratified(labels: Sequence[int] | np.ndarray, shares: Sequence[float], salt: int = 0) -> list[np.ndarray]:
-    """Cuts a fixed shuffle in parts that hold each class in the same shares.
+    """Splits a fixed shuffle into parts with the same proportion of each class.
 
     Args:
         labels: Class of each item. Shape: (n,).
-        shares: Shares of all parts but the last, which gets the rest.
-        salt: Another whole number gives another split.
+        shares: Fractions of all parts but the last, which gets the rest.
+        salt: Another integer gives another split.
 
     Returns:
-        Indices of each part, shuffled once more, so that every prefix is representative: in the first shuffle a part
-        that takes the rest of each class starts with the classes of which least is left.
+        Indices of each part, shuffled once more, so that every prefix is representative; in the order of the first
+        shuffle the prefixes of the last part are not.
 
     Raises:
         ValueError: when the shares are negative or sum to more than one.

@@ -1,8 +1,8 @@
-r"""Exactly known densities: mixtures of Gaussians and of rotated uniform boxes.
+r"""Toy densities known exactly: mixtures of Gaussians and of rotated uniform boxes.
 
 ``HG`` and ``TY`` are the two toys of Parallel Score Matching (Table 1, Figure 2): a hash sign with five Gaussians, and
-the words THANK YOU under a flower; ``two_gaussians`` is the one on a line on which *How Much Is Enough?* shows its
-trade-off (Franzese et al., Appendix K.1).
+the words THANK YOU under a flower. ``two_gaussians`` is the one-dimensional toy of *How Much Is Enough?* (Franzese et
+al., Appendix K.1).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from psmlib.process import VE, Process
 
 
 class Mixture(Components):
-    """A weighted mixture of Gaussians and of uniform densities on rotated boxes, and its law under any process.
+    """A weighted mixture of Gaussians and of uniform densities on rotated boxes, whose diffused score is known.
 
-    Arguments as of :class:`psmlib.exact.components.Components`.
+    Arguments as for :class:`psmlib.exact.components.Components`.
 
     Example:
         >>> from psmlib.process import VP
         >>> toy = Mixture(gaussians=[(1., [0., 0.], 1.)])
-        >>> round(float(toy.diffused(VP()).log_prob(toy.mean[None], .5)), 6)             # N(0, I) stays what it is
+        >>> round(float(toy.diffused(VP()).log_prob(toy.mean[None], .5)), 6)             # VP leaves N(0, I) unchanged
         -1.837877
     """
 
@@ -47,7 +47,7 @@ class Mixture(Components):
         return moved
 
     def diffused(self, process: Process) -> DiffusedMixture:
-        """The exact law of x_t under ``process``: a Score with ``log_prob(x, t)``."""
+        """The exact distribution of x_t under ``process``: a Score with ``log_prob(x, t)``."""
         return DiffusedMixture(self, process)
 
 
@@ -111,7 +111,7 @@ def exponential_ve(base: float = 25.0) -> VE:
     r"""The toy's process :math:`dx = b^t\,dw`, with variance :math:`(b^{2t}-1)/(2\log b)`, as a VE path.
 
     Args:
-        base: b. The text of the paper that is at hand has lost its value; 25 is the usual one of this form.
+        base: b. Its value is missing in our copy of the paper; 25 is the usual one for this form.
 
     Raises:
         ValueError: when base is not above 1.

@@ -1,1 +1,1 @@
-"""How long to diffuse: the evidence bound of a shorter diffusion, its parts, and laws that stand for x_T."""
+"""How long to diffuse: the evidence bound of a shorter diffusion, its terms, and models of the distribution of x_T."""

@@ -1,13 +1,13 @@
-r"""Auxiliary models: what stands for the law of x_T when diffusion stops early (How Much Is Enough?, Section 3.1).
+r"""Auxiliary models: models of the distribution of x_T for a diffusion that stops early.
 
-A short diffusion leaves x_T far from the noise :math:`p_{noise}` that sampling starts from. With a model
-:math:`\nu_\phi` in its place the bound on the likelihood becomes
+A short diffusion leaves x_T far from the noise :math:`p_{noise}` that sampling starts from. If a model
+:math:`\nu_\phi` replaces the noise, the bound on the likelihood becomes (How Much Is Enough?, Section 3.1)
 
 .. math:: L^\phi(s, T) = E\log p_{data} - G(s, T) - \mathrm{KL}[p(x, T)\,\|\,\nu_\phi],
 
-so nu is fitted by maximum likelihood, either to data that were diffused to T or, for densities by the probability-flow
-equation, to where that equation with the learned score takes the data (Section 3.3). A likelihood takes it as
-``log_likelihood(..., t1=nu.T, prior=nu)``, a sampler starts at T from ``nu.sample``.
+so nu is fitted by maximum likelihood, either to data diffused to T or, for densities by the probability-flow equation,
+to where that equation with the learned score takes the data (Section 3.3). It is used in a likelihood as
+``log_likelihood(..., t1=nu.T, prior=nu)`` and in sampling by starting at T from ``nu.sample``.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from psmlib.bank import checkpoint
 from psmlib.data.toys import Mixture
 from psmlib.diffusion_time import dirichlet_mixture
 from psmlib.diffusion_time.dirichlet_mixture import GaussianMixture
-from psmlib.diffusion_time.noised_data import check_time, diffused_data, normal
+from psmlib.diffusion_time.noised_data import check_time, diffused_data, standard_normal
 from psmlib.nets.glow import Glow
 from psmlib.process import Process, Shortened
 
-_VALUES = 1 << 18
-"""Values of images a piece when a Glow is evaluated: what its layers hold is some hundred times that."""
+_VALUES = 1 << 18  # pixels at a time when a Glow is evaluated; its layers hold a hundred times as many numbers
 
 
 class Auxiliary:
-    """A model of the law of x_T under a process; made by this module's functions and by `glow_training.fit_glow`.
+    """A model of the distribution of x_T; made by this module's functions and by ``fit_glow.fit_glow``.
 
     Attributes:
         law: A :class:`~psmlib.diffusion_time.dirichlet_mixture.GaussianMixture`, a
@@ -40,7 +39,7 @@ class Auxiliary:
         process: Whose x_T it models.
         T: At which time.
         shape: Of a point.
-        name: What tables call it.
+        name: Its name in tables.
         about: How it was fitted.
 
     Example:
@@ -60,12 +59,12 @@ class Auxiliary:
 
     @property
     def parameters(self) -> int:
-        """How many numbers were fitted."""
+        """Number of fitted parameters."""
         return self.law.parameter_count if isinstance(self.law, Glow) else self.law.parameters
 
     @property
     def active(self) -> int | None:
-        """Components of a mixture that weigh more than a thousandth; None for what has no components."""
+        """Number of components of a mixture with a weight above a thousandth; None for other models."""
         return self.law.active if isinstance(self.law, GaussianMixture) else None
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -78,14 +77,14 @@ class Auxiliary:
             Shape: (n,).
 
         Raises:
-            ValueError: for points of another shape, or that are no floating-point numbers.
+            ValueError: for points of another shape, or that are not floating-point numbers.
         """
         if tuple(x.shape[1:]) != self.shape or x.dim() < 2:
             raise ValueError(f"{self!r} is of points of shape {self.shape}, got a batch of shape {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"{self!r} takes points of a floating-point dtype, got {x.dtype}: diffuse the data first")
         if isinstance(self.law, Glow):
-            # copies of the parameters, so that float64 points are dealt with in float64 whatever it was trained in
+            # copies of the parameters in the dtype of x, whatever dtype it was trained in
             held = {name: tensor.detach().to(x) for name, tensor in self.law.state_dict().items()}
             rows = max(1, _VALUES // math.prod(self.shape))
             return torch.cat([torch.func.functional_call(self.law, held, (y,)) for y in x.split(rows)])
@@ -96,13 +95,13 @@ class Auxiliary:
         self, n: int, generator: torch.Generator | None = None, *,
         dtype: torch.dtype = torch.float64, device: str | torch.device | None = None,
     ) -> Tensor:  # fmt: skip
-        """Draws x_T.
+        """Draws samples of x_T.
 
         Args:
             n: How many.
             generator: Source of randomness.
-            dtype: Of the points; ``**score.home`` gives what a Score wants.
-            device: Where they go; by default they stay where they were made.
+            dtype: Of the points; ``**score.tensor_options`` gives the dtype and device of a Score.
+            device: Of the points; by default that of the generator.
 
         Returns:
             Shape: (n, *shape).
@@ -110,10 +109,10 @@ class Auxiliary:
         return self.law.sample(n, generator).reshape(n, *self.shape).to(device=device, dtype=dtype)
 
     def check(self, process: Process, T: float) -> None:
-        """Refuses to stand for the law at another time or under another process; one cut at T is the same process.
+        """Checks that this models x_T of that process at that time; a process stopped at T counts as the same.
 
         Raises:
-            ValueError: naming both.
+            ValueError: when it does not, naming both.
         """
         _check_same(self.name, repr(_uncut(self.process)), self.T, process, T)
 
@@ -121,7 +120,7 @@ class Auxiliary:
         """Writes a fitted model to a safetensors file.
 
         Raises:
-            ValueError: for a closed form.
+            ValueError: for a distribution in closed form, which has no fitted parameters.
         """
         if isinstance(self.law, GaussianMixture):
             tensors = {name: getattr(self.law, name) for name in ("weights", "means", "covariances")}
@@ -167,7 +166,7 @@ def load(path: str | Path, process: Process, T: float) -> Auxiliary:
 
 
 class _Noise:
-    """The noise of a process cut at T, in d dimensions."""
+    """The prior of a process stopped at T, in d dimensions."""
 
     parameters = 0
 
@@ -179,11 +178,11 @@ class _Noise:
         return self.process.prior_log_prob(x)
 
     def sample(self, n: int, generator: torch.Generator | None) -> Tensor:
-        return self.std * normal((n, self.d), generator)
+        return self.std * standard_normal((n, self.d), generator)
 
 
 class _Diffused:
-    """The exact law of x_T for an exactly known density of data."""
+    """The exact distribution of x_T for a mixture."""
 
     parameters = 0
 
@@ -199,7 +198,7 @@ class _Diffused:
 
 
 def gaussian(process: Process, T: float, shape: Sequence[int]) -> Auxiliary:
-    r"""The noise that the process itself takes for x_T: N(0, I) for VP, :math:`N(0, \sigma^2(T) I)` for VE at this T.
+    r"""The prior of the process itself: N(0, I) for VP, :math:`N(0, \sigma^2(T) I)` for VE at this T.
 
     Raises:
         ValueError: when T lies outside (0, process.T].
@@ -214,7 +213,7 @@ def gaussian(process: Process, T: float, shape: Sequence[int]) -> Auxiliary:
 
 
 def exact(mixture: Mixture, process: Process, T: float) -> Auxiliary:
-    """The law of x_T itself, of a toy: with it the bound falls short by the gap of the score alone (Proposition 1).
+    """The exact distribution of x_T of a mixture, with which the bound is tight up to the gap G (Proposition 1).
 
     Raises:
         ValueError: when T lies outside (0, process.T].
@@ -232,13 +231,13 @@ def fit_mixture(x_T: Tensor, process: Process, T: float, **settings) -> Auxiliar
     """A Dirichlet-process mixture of Gaussians fitted to points x_T.
 
     Args:
-        x_T: Diffused data, or the ends of the probability-flow equation. Shape: (n, *shape).
-        process: That the points went through.
-        T: Until when.
+        x_T: Diffused data, or end points of the probability-flow equation. Shape: (n, *shape).
+        process: Under which the points were diffused.
+        T: Their time.
         settings: components, covariance, seed and others of :func:`psmlib.diffusion_time.dirichlet_mixture.fit`.
 
     Raises:
-        ValueError: when T lies outside (0, process.T], or the points or settings will not do.
+        ValueError: when T lies outside (0, process.T], or the points or settings are invalid.
 
     Example:
         >>> from psmlib.data.toys import HG
@@ -266,5 +265,5 @@ def _check_same(name: str, its_process: str, its_T: float, process: Process, T: 
 
 
 def _uncut(process: Process) -> Process:
-    """The process that one was made of by stopping it."""
+    """The original of a process that was stopped early; any other process itself."""
     return process.process if isinstance(process, Shortened) else process

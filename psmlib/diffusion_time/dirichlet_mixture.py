@@ -1,29 +1,35 @@
-r"""Gaussian mixtures in any number of dimensions, fitted by variational Bayes under a Dirichlet process.
+r"""Gaussian mixtures in any number of dimensions, fitted by variational Bayes with a Dirichlet-process prior.
 
-scikit-learn's ``BayesianGaussianMixture`` does the fitting: of many components the process keeps those that the points
-ask for (Rasmussen, 1999). The density is that of the posterior means of weights, means and covariances,
+scikit-learn's ``BayesianGaussianMixture`` fits them: the prior leaves weight only on as many components as the points
+need (Rasmussen, 1999). The density is that of the posterior means of weights, means and covariances,
 
 .. math:: p(x) = \sum_k w_k N(x; m_k, C_k),
 
-and is worked out here. It is not what ``BayesianGaussianMixture.score_samples`` returns: that is the exponential of an
-expected log density, which lies below it and integrates to less than one.
+and is computed here. ``BayesianGaussianMixture.score_samples`` returns something else, an expected log density, whose
+exponential is smaller and integrates to less than one.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 
 import torch
 from torch import Tensor
 
+from psmlib.diffusion_time.noised_data import standard_normal
+from psmlib.exact.components import choose, gaussian_log_probs
+from psmlib.machine.checks import check_count
+
 COVARIANCES = ("full", "diag", "spherical")
 ACTIVE = 1e-3
-"""Weight above which a component counts."""
+"""Weight above which a component counts as active."""
+_VALUES = 1 << 17  # numbers (points x components x dimensions) at a time, to stay in the cache
 
 
 class GaussianMixture:
-    """A weighted mixture of Gaussians. Works in float64 inside and returns the dtype of ``x``.
+    """A weighted mixture of Gaussians. Computes in float64 and returns the dtype of ``x``.
+
+    Diagonal covariances are never stored as matrices, so images of thousands of pixels fit in memory.
 
     Args:
         weights: Shape: (k,).
@@ -32,7 +38,8 @@ class GaussianMixture:
         covariance: Which of these.
 
     Raises:
-        ValueError: for an unknown covariance, shapes that do not fit, or a covariance or weight that is not positive.
+        ValueError: for an unknown covariance, shapes that do not match, a covariance that is not positive or a weight
+            that is negative.
 
     Example:
         >>> one = GaussianMixture(torch.ones(1), torch.zeros(1, 3), torch.ones(1), "spherical")
@@ -52,56 +59,36 @@ class GaussianMixture:
                 f"{k} components in {d} dimensions have weights of shape {(k,)} and {covariance} covariances of shape "
                 f"{wanted}, got {tuple(weights.shape)} and {tuple(covariances.shape)}"
             )
-        self._scales = self._roots()
-        if not bool((self.weights >= 0).all()) or not bool((self._stretches() > 0).all()):
+        if covariance == "full":
+            self._scales, bad = torch.linalg.cholesky_ex(self.covariances)
+        else:
+            variances = self.covariances if covariance == "diag" else self.covariances[:, None].expand(k, d)
+            self._scales, bad = variances.sqrt(), ~(variances > 0)
+        if bool(bad.any()) or not bool((self.weights >= 0).all()):
             raise ValueError("a mixture needs weights of 0 or more and positive covariances: fit it to more points")
-
-    def _roots(self) -> Tensor:
-        """Cholesky factors, (k, d, d), or standard deviations, (k, d)."""
-        if self.covariance == "full":
-            chol, bad = torch.linalg.cholesky_ex(self.covariances)
-            return torch.where(bad[:, None, None] > 0, 0.0, chol)
-        wide = self.covariances if self.covariance == "diag" else self.covariances[:, None].expand_as(self.means)
-        return wide.sqrt()
-
-    def _stretches(self) -> Tensor:
-        """Diagonals of the roots. Shape: (k, d)."""
-        return self._scales.diagonal(dim1=1, dim2=2) if self.covariance == "full" else self._scales
 
     @property
     def parameters(self) -> int:
-        """How many numbers are free: weights that sum to one, means and covariances."""
+        """Number of free parameters: weights that sum to one, means and covariances."""
         k, d = self.means.shape
         return k - 1 + k * d + k * {"full": d * (d + 1) // 2, "diag": d, "spherical": 1}[self.covariance]
 
     @property
     def active(self) -> int:
-        """Components that weigh more than a thousandth."""
+        """Number of components with a weight above a thousandth."""
         return int((self.weights > ACTIVE).sum())
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density in nats. Shape: (n, d) -> (n,)."""
-        y, parts = x.double(), []
-        means, scales, stretches = (v.to(x.device) for v in (self.means, self._scales, self._stretches()))
-        for mean, scale in zip(means, scales, strict=True):
-            away = y - mean
-            if self.covariance == "full":
-                away = torch.linalg.solve_triangular(scale, away.T, upper=False).T
-            else:
-                away = away / scale
-            parts.append(-0.5 * away.square().sum(1))
-        heights = self.weights.log().to(x.device) - stretches.log().sum(1)
-        total = torch.logsumexp(torch.stack(parts, 1) + heights, 1)
-        return (total - 0.5 * x.shape[1] * math.log(2 * math.pi)).to(x.dtype)
+        log_weights, rows = self.weights.log().to(x.device), max(1, _VALUES // self.means.numel())
+        each = (gaussian_log_probs(y, self.means, self._scales) + log_weights for y in x.double().split(rows))
+        return torch.cat([log_probs.logsumexp(1) for log_probs in each]).to(x.dtype)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draws n points, float64, on the generator's device. Shape: (n, d)."""
-        place = torch.device("cpu") if generator is None else generator.device
-        cdf = self.weights.cumsum(0).to(place)
-        pick = torch.rand(n, generator=generator, dtype=torch.float64, device=place) * cdf[-1]
-        which = torch.searchsorted(cdf, pick, right=True).clamp_(max=len(cdf) - 1)
-        noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64, device=place)
-        x, scales = self.means.to(place)[which], self._scales.to(place)
+        which = choose(self.weights, n, generator)
+        noise = standard_normal((n, self.means.shape[1]), generator)
+        x, scales = self.means.to(which.device)[which], self._scales.to(which.device)
         if self.covariance != "full":
             return x + scales[which] * noise
         for k in which.unique().tolist():
@@ -118,15 +105,15 @@ def fit(
 
     Args:
         x: Points. Shape: (n, d).
-        components: No more than these.
+        components: Their largest number.
         covariance: "full", "diag" or "spherical".
-        concentration: Of the process, smaller for fewer components; 1 / components by default.
-        seed: Of the k-means clustering that it starts from.
-        iterations: No more than these.
-        tolerance: Gain of the variational bound below which it stops, nats per point.
+        concentration: Of the Dirichlet process, smaller for fewer components; 1 / components by default.
+        seed: Of the k-means clustering for the initial values.
+        iterations: Their largest number.
+        tolerance: The fit stops when the variational bound gains less than this, in nats per point.
 
     Returns:
-        The mixture, and how it was fitted: the settings, how many points and iterations, whether it converged.
+        The mixture, and how it was fitted: the settings, the numbers of points and iterations, whether it converged.
 
     Raises:
         ValueError: for an unknown covariance, numbers that are not positive, or fewer points than components.
@@ -137,14 +124,13 @@ def fit(
         >>> len(mixture.weights), about["points"], about["converged"]
         (5, 500, True)
     """
-    from sklearn.exceptions import ConvergenceWarning  # a second to import: only those who fit pay it
+    from sklearn.exceptions import ConvergenceWarning  # takes a second to import
     from sklearn.mixture import BayesianGaussianMixture
 
     if covariance not in COVARIANCES:
         raise ValueError(f"unknown covariance {covariance!r}: use one of {', '.join(COVARIANCES)}")
-    for name, value in (("components", components), ("iterations", iterations)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+    check_count("components", components)
+    check_count("iterations", iterations)
     if concentration is not None and not concentration > 0:
         raise ValueError(f"concentration must be positive, got {concentration!r}")
     if len(x) < max(2, components):
@@ -156,7 +142,7 @@ def fit(
         weight_concentration_prior=concentration, random_state=seed, max_iter=iterations, tol=tolerance,
     )  # fmt: skip
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # it is told in what is returned
+        warnings.simplefilter("ignore", ConvergenceWarning)  # "converged" says it
         model.fit(x.detach().double().cpu().numpy())
     parts = (torch.as_tensor(part) for part in (model.weights_, model.means_, model.covariances_))
     about = {

@@ -1,12 +1,12 @@
-r"""The evidence bound of a shortened diffusion and its parts, by quadrature on a toy whose law is known at all times.
+r"""The evidence bound of a diffusion stopped at T and its terms, by quadrature, for data whose density is known.
 
-For :math:`dx = f x\,dt + g\,dw` on [0, T], a score s and a law :math:`\nu` in place of :math:`p_T` (Franzese et al.,
-*How Much Is Enough?*, Section 2.1, rebuilt):
+For :math:`dx = f x\,dt + g\,dw` on [0, T], a score s and a model :math:`\nu` of :math:`p_T` (Franzese et al., *How Much
+Is Enough?*, Section 2.1, derived anew):
 
 .. math:: E\log q(x) \ge L(s, T) = E\log\nu(x_T) - I(s, T) + R(T)
           = E\log p_{data} - G(s, T) - \mathrm{KL}[p_T\,\|\,\nu],
 
-with I the loss of denoising score matching, K its least value, reached by the true score, and G = I - K. In log SNR,
+with I the loss of denoising score matching, K its minimum, attained by the true score, and G = I - K. In log SNR,
 :math:`d\lambda = -g^2/\sigma^2\,dt`, and in D dimensions
 
 .. math:: I = \tfrac12\int E|\hat\varepsilon-\varepsilon|^2\,|d\lambda|,\quad
@@ -15,14 +15,14 @@ with I the loss of denoising score matching, K its least value, reached by the t
           R = D\log\frac{\sigma(T)}{\sigma(\epsilon)}.
 
 **The cut-off.** K and R both grow like :math:`D\log(1/\sigma(\epsilon))` as :math:`\epsilon\to0`; only R - K is
-finite. Here the integrals start at :math:`\epsilon`, where they bound the law of :math:`x_\epsilon`, and the step from
-there to the data is the reconstruction term of the exact decoder :math:`p(x_0|x_\epsilon)`,
+finite. Here the integrals start at :math:`\epsilon` and bound the density of :math:`x_\epsilon`; the step from there to
+the data is the reconstruction term of the exact decoder :math:`p(x_0|x_\epsilon)`,
 
 .. math:: E[\log p(x_0|x_\epsilon) - \log p(x_\epsilon|x_0)] = E\log p_{data} - E\log p_\epsilon .
 
-So L does not depend on :math:`\epsilon` but through the part of G below it, which is left out. Data with boxes have
-an infinite Fisher information at t = 0, which grows like :math:`1/\sigma(t)`: the integrals are finite all the same,
-and the reconstruction term is of the order of :math:`\sigma(\epsilon)` rather than of its square.
+So L depends on :math:`\epsilon` only through the part of G below it, which is left out. For uniform boxes the Fisher
+information diverges like :math:`1/\sigma(t)` at t = 0; the integrals are finite all the same, and the reconstruction
+term is of the order of :math:`\sigma(\epsilon)` rather than of its square.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ import torch
 from torch import Tensor
 
 from psmlib.data.toys import Mixture
-from psmlib.diffusion_time.prior_kl import Density, kl, log_density, prior_of
-from psmlib.exact.expectations import EPS, Quadrature, average, estimate, time_rule, weigh
+from psmlib.diffusion_time.prior_kl import Density, kl_by_repeat, log_density_by_repeat, log_prior_of
+from psmlib.exact.expectations import EPS, Quadrature, estimate, expectation, time_rule, weighted_sum
 from psmlib.exact.mixture import DiffusedMixture
 from psmlib.process import Process, Shortened
 from psmlib.score import Score
 
 
 def _rates(points: tuple[Tensor, Tensor], law: DiffusedMixture, score: Score | None, t: float) -> tuple[Tensor, Tensor]:
-    """E|eps* - eps|^2 and, of a score, E|eps^ - eps*|^2, by what one pass tells of x_0 given x_t. Shapes: (r,)."""
+    """E|eps* - eps|^2 and, for a score, E|eps^ - eps*|^2, both from the posterior of x_0 given x_t. Shapes: (r,)."""
     x, alpha, sigma = points[0].flatten(0, 1), float(law.process.alpha(t)), float(law.process.sigma(t))
     mean, cov = law.posterior(x, t)
-    least = (alpha / sigma) ** 2 * weigh(points, lambda _: cov.diagonal(dim1=-2, dim2=-1).sum(-1))
+    least = (alpha / sigma) ** 2 * weighted_sum(points, lambda _: cov.diagonal(dim1=-2, dim2=-1).sum(-1))
     if score is None:
         return least, torch.zeros_like(least)
     off = (_eps(score, x, t) - (x - alpha * mean) / sigma).square().sum(1)
-    return least, weigh(points, lambda _: off)
+    return least, weighted_sum(points, lambda _: off)
 
 
 def _eps(score: Score, x: Tensor, t: float) -> Tensor:
     with torch.no_grad():
-        return score.eps(x.to(**score.home), t).to(x)
+        return score.eps(x.to(**score.tensor_options), t).to(x)
 
 
 def gap_slope(
@@ -63,10 +63,10 @@ def gap_slope(
     """Derivative of :func:`gap` in T, g^2/2 E|s - grad log p_T|^2, with its standard error.
 
     Example:
-        >>> from psmlib.exact.known_error import Perturbed
+        >>> from psmlib.exact.known_error import ScoreWithError
         >>> from psmlib.process import VP
         >>> toy, vp = Mixture(gaussians=[(1., [1.], 1.)]), VP()
-        >>> off = Perturbed(toy.diffused(vp), lambda t: .1 * vp.sigma(t))       # its score is off by .1 everywhere
+        >>> off = ScoreWithError(toy.diffused(vp), lambda t: .1 * vp.sigma(t))       # an error of .1 in the score
         >>> abs(gap_slope(off, toy, vp, .5)[0] - .005 * float(vp.beta(.5))) < 1e-9
         True
     """
@@ -76,21 +76,21 @@ def gap_slope(
 
 @dataclass(frozen=True)
 class ELBO:
-    r"""The bound at one T with its parts, in nats.
+    r"""The bound at one T with its terms, in nats.
 
     Attributes:
         T: Where the diffusion ends.
         eps: Where the integrals start.
         I: Loss of denoising score matching, :math:`\tfrac12\int g^2E|s-\nabla\log p(x_t|x_0)|^2`.
-        K: Its least value.
+        K: Its minimum.
         R: :math:`\tfrac12\int E[g^2|\nabla\log p(x_t|x_0)|^2 - 2f x\cdot\nabla\log p(x_t|x_0)]`.
-        G: What the score's error costs, I - K.
-        KL: What the law that stands for that of x_T costs.
-        log_noise: Expected log density of x_T under that law.
-        log_data: Expected log density of the data: minus their entropy.
-        reconstruction: What the step from eps to the data adds.
-        elbo: log_noise - I + R + reconstruction: the definition.
-        residual: What that differs by from log_data - G - KL: the error of all quadratures together.
+        G: Loss of evidence by the error of the score, I - K.
+        KL: Loss of evidence by the prior, KL[p_T || nu].
+        log_noise: Expected log density of x_T under the prior.
+        log_data: Expected log density of the data, minus their entropy.
+        reconstruction: The term of the step from eps to the data.
+        elbo: By the definition, log_noise - I + R + reconstruction.
+        residual: elbo - (log_data - G - KL), the error of all quadratures together.
         stderr: Standard errors of I, K, G, KL, log_data, elbo and residual, by name; 0 where quadrature is
             deterministic.
     """
@@ -111,7 +111,7 @@ class ELBO:
 
     @property
     def decomposed(self) -> float:
-        """The bound by its decomposition, log_data - G - KL; of Sobol points, the steadier of the two."""
+        """The bound by its decomposition, log_data - G - KL; with Sobol points it varies less than ``elbo``."""
         return self.log_data - self.G - self.KL
 
 
@@ -123,16 +123,16 @@ def elbo_curve(
     """The bound at several T from one pass over time.
 
     Args:
-        toy: The law of x_0.
-        process: The whole process.
+        toy: The distribution of x_0.
+        process: The process, not stopped.
         times: Values of T, ascending.
-        score: Trained or exact; the true score when left out, and then G = 0.
-        priors: What stands for the law of x_T, one for each T; by default the normal law of the process cut at T.
+        score: Trained or exact; the true score by default, and then G = 0.
+        priors: Models of the distribution of x_T, one for each T; by default the prior of the process stopped at T.
         eps: Where the integrals start; by default 1e-5 of the process's length.
-        rule: How expectations are taken.
+        rule: Quadrature for expectations.
 
     Raises:
-        ValueError: when times do not ascend within (eps, process.T], or priors are not as many or of other times.
+        ValueError: when times do not ascend within (eps, process.T], or the priors are not as many or for other times.
 
     Example:
         >>> from psmlib.process import VP
@@ -157,26 +157,26 @@ def elbo_curve(
             G.append(G[-1])
         least, gained = _rates(rule.points(process, t), law, score, t)
         K[-1], G[-1] = K[-1] + 0.5 * weight * least, G[-1] + 0.5 * weight * gained
-    log_data, rest = log_density(rule, process, 0.0), _reconstruction(rule, process, eps)
+    log_data, rest = log_density_by_repeat(rule, process, 0.0), _reconstruction(rule, process, eps)
     out = []
     for T, prior in zip(ends, priors or [None] * len(ends), strict=True):
-        i, log_prior = edges.index(T), prior_of(process, T, prior)
+        i, log_prior = edges.index(T), log_prior_of(process, T, prior)
         R = normaliser(process, toy.dim, T, eps=eps)
-        log_noise = average(rule, process, T, lambda x, f=log_prior: f(x).to(x))
-        out.append(_bound(T, eps, R, K[i], G[i], kl(rule, process, T, log_prior), log_noise, log_data, rest))
+        log_noise = expectation(rule, process, T, lambda x, f=log_prior: f(x).to(x))
+        out.append(_bound(T, eps, R, K[i], G[i], kl_by_repeat(rule, process, T, log_prior), log_noise, log_data, rest))
     return out
 
 
 def _reconstruction(rule: Quadrature, process: Process, eps: float) -> Tensor:
-    """E log p_data - E log p_eps, by the same kind of points for both. Shape: (r,)."""
+    """E log p_data - E log p_eps, with the same kind of points for both. Shape: (r,)."""
     law = rule.law(process)
     later = rule.points(process, eps)
     data = rule.points(process, 0.0) if len(later[0]) > 1 else rule.data()
-    return weigh(data, rule.toy.log_prob) - weigh(later, lambda x: law.log_prob(x, eps))
+    return weighted_sum(data, rule.toy.log_prob) - weighted_sum(later, lambda x: law.log_prob(x, eps))
 
 
 def _bound(T, eps, R, K, G, KL, log_noise, log_data, rest) -> ELBO:
-    """Puts the parts together; each but R has one value for each repeat."""
+    """Assembles the terms; each but R has one value for each repeat."""
     elbo = log_noise - (K + G) + R + rest
     parts = {"I": K + G, "K": K, "G": G, "KL": KL, "log_noise": log_noise, "log_data": log_data, "elbo": elbo}
     parts |= {"reconstruction": rest, "residual": elbo - (log_data - G - KL)}
@@ -204,13 +204,13 @@ def elbo(
 def gap(
     score: Score, toy: Mixture, process: Process, T: float, *, eps: float | None = None, rule: Quadrature | None = None
 ) -> tuple[float, float]:
-    """G: what the errors of a score on [eps, T] cost, in nats, with its standard error.
+    """G, the loss of evidence by the errors of a score on [eps, T], in nats, with its standard error.
 
     Example:
-        >>> from psmlib.exact.known_error import Perturbed
+        >>> from psmlib.exact.known_error import ScoreWithError
         >>> from psmlib.process import VP
         >>> toy, vp = Mixture(gaussians=[(1., [1.], 1.)]), VP()
-        >>> off = Perturbed(toy.diffused(vp), lambda t: .1 * vp.sigma(t))
+        >>> off = ScoreWithError(toy.diffused(vp), lambda t: .1 * vp.sigma(t))
         >>> abs(gap(off, toy, vp, .5)[0] - .005 * float(vp.integral(.5))) < 1e-4
         True
     """

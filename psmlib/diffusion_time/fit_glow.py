@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,30 +12,24 @@ from torch import Tensor
 from psmlib.bank import checkpoint
 from psmlib.diffusion_time.auxiliary import Auxiliary
 from psmlib.diffusion_time.noised_data import check_time
+from psmlib.machine.checks import check_count
 from psmlib.machine.streams import stream
 from psmlib.nets.glow import Glow
 from psmlib.process import Process
 from psmlib.training.batches import draw_points
-from psmlib.training.mlp_steps import CHUNK
+from psmlib.training.guarded import CHUNK, Progress, guarded
 from psmlib.training.optim import SCHEDULES
+from psmlib.training.recipe import name_of
 
 
 @dataclass
-class GlowProgress:
-    """Where the training of a Glow stands.
+class GlowProgress(Progress):
+    """Where the training of a Glow stands; the loss is the mean of -log nu(x_T), nats per image. Shape: (1,).
 
     Attributes:
-        update: Updates done.
-        updates: Updates to do.
-        loss: Mean of -log nu(x_T) over the last chunk, nats per image.
-        seconds: Time spent so far.
         auxiliary: The model as it is now; it goes on changing until the training ends.
     """
 
-    update: int
-    updates: int
-    loss: float
-    seconds: float
     auxiliary: Auxiliary
 
 
@@ -99,16 +91,14 @@ def fit_glow(
     net.start(x)
     about = {"updates": updates, "batch_size": batch_size, "lr": lr, "schedule": schedule, "seed": seed}
     auxiliary = Auxiliary(net, process, T, net.shape, "glow", about)
-    optimiser, done, began = torch.optim.Adam(net.parameters()), 0, time.perf_counter()
-    data = f"{tuple(x_T.shape)} points" if isinstance(x_T, Tensor) else "a function"
-    run = {**about, "settings": net.settings, "process": repr(process), "T": T, "data": data, "dtype": str(dtype)}
+    optimiser, done = torch.optim.Adam(net.parameters()), 0
+    run = {**about, "settings": net.settings, "process": repr(process), "T": T, "data": name_of(x_T)}
+    run["dtype"] = str(dtype)
     if path is not None and resume and Path(path).exists():
         done = _restore(path, run, net, optimiser)
-    if done >= updates:
-        yield GlowProgress(done, updates, math.nan, 0.0, auxiliary)
-    while done < updates:
-        before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-        n, total = min(CHUNK, updates - done), torch.zeros((), dtype=torch.float64, device=device)
+
+    def step(done: int, n: int) -> Tensor:
+        total = torch.zeros(1, dtype=torch.float64, device=device)
         for i, x in zip(range(done, done + n), batches(done // CHUNK), strict=False):
             optimiser.param_groups[0]["lr"] = rate(i)
             with torch.enable_grad():
@@ -117,16 +107,23 @@ def fit_glow(
                 loss.backward()
             optimiser.step()
             total += loss.detach()
-        if not bool(total.isfinite()) or not all(bool(p.isfinite().all()) for p in net.parameters()):
-            net.load_state_dict(before)
-            raise FloatingPointError(
-                f"the loss of the Glow at T = {T:g} is {float(total) / n} between updates {done} and {done + n}: lower "
-                f"lr ({lr:g}) or check the data; it was put back to update {done}"
-            )
-        done += n
-        if path is not None and (done % save_every < CHUNK or done == updates):
-            checkpoint.save(path, _state(net, optimiser), {**run, "done": done})
-        yield GlowProgress(done, updates, float(total) / n, time.perf_counter() - began, auxiliary)
+        sound = all(bool(p.isfinite().all()) for p in net.parameters())
+        return total / n if sound else torch.full_like(total, torch.nan)
+
+    def blame(k: int, loss: float, done: int, end: int) -> str:
+        return (
+            f"the loss of the Glow at T = {T:g} is {loss} between updates {done} and {end}: lower lr ({lr:g}) or check "
+            f"the data; it was put back to update {done}"
+        )
+
+    def save(done: int) -> None:
+        checkpoint.save(path, _state(net, optimiser), {**run, "done": done})
+
+    held = [tensor.detach() for tensor in net.state_dict().values()]
+    for progress in guarded(
+        step, held, updates=updates, done=done, blame=blame, save=None if path is None else save, save_every=save_every
+    ):
+        yield GlowProgress(**vars(progress), auxiliary=auxiliary)
 
 
 def _state(net: Glow, optimiser: torch.optim.Adam) -> dict[str, Tensor]:
@@ -153,8 +150,7 @@ def _check(process: Process, T: float, updates: int, batch_size: int, lr: float,
     """Refuses what will not do."""
     check_time(process, T)
     for name, value in (("updates", updates), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+        check_count(name, value)
     if not lr > 0:
         raise ValueError(f"lr must be positive, got {lr!r}")
     if schedule not in SCHEDULES:

@@ -1,17 +1,16 @@
-"""The networks of a bank that a shorter diffusion keeps: those of the blocks up to T."""
+"""The networks of a bank that remain when the diffusion is stopped at T: those of the blocks up to T."""
 
 from __future__ import annotations
 
-from psmlib.bank.image_bank import ImageBank
-from psmlib.bank.mlp_bank import Bank
+from psmlib.bank.stack import NetworkStack
 from psmlib.partition import Partition, blocks_up_to
 
 
-def kept(bank: Bank | ImageBank, partition: Partition, T: float) -> Bank | ImageBank:
-    """The networks of the blocks up to T, copied: a whole bank for ``cut(partition, T)``.
+def bank_up_to(bank: NetworkStack, partition: Partition, T: float) -> NetworkStack:
+    """Copies the networks of the blocks up to T into a bank for ``cut(partition, T)``.
 
-    A network's course depends on its seed, its number and its block alone, so these are the networks that training on
-    the blocks kept would have made.
+    Each network's training depends only on (seed, index) and its block, so training on the remaining blocks alone gives
+    the same networks.
 
     Args:
         bank: As many networks as the partition has blocks.
@@ -19,13 +18,15 @@ def kept(bank: Bank | ImageBank, partition: Partition, T: float) -> Bank | Image
         T: One of their edges.
 
     Raises:
-        ValueError: when the two do not fit, or T is no edge.
+        ValueError: when bank and partition do not match, or T is no edge.
 
     Example:
+        >>> from psmlib.bank.mlp_bank import Bank
         >>> from psmlib.nets.mlp import Plain
-        >>> from psmlib.process import VP
+        >>> from psmlib.partition import cut
+        >>> from psmlib.process import VP, Shortened
         >>> blocks = Partition([0, .1, .4, 1])
-        >>> short = kept(Bank(Plain(), 3), blocks, .4).score(cut(blocks, .4), Shortened(VP(), .4))
+        >>> short = bank_up_to(Bank(Plain(), 3), blocks, .4).score(cut(blocks, .4), Shortened(VP(), .4))
         >>> len(short.bank), short.process.T
         (2, 0.4)
     """
@@ -35,6 +36,4 @@ def kept(bank: Bank | ImageBank, partition: Partition, T: float) -> Bank | Image
             "give the whole bank and the blocks that it was trained on"
         )
     count = blocks_up_to(partition, T)
-    part = bank.copy(**{name: rows[:count] for name, rows in bank.tensors.items()})
-    part.whole = count
-    return part
+    return bank.copy(**{name: rows[:count] for name, rows in bank.tensors.items()})

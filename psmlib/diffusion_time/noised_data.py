@@ -1,8 +1,8 @@
-"""Where a diffusion that stops at T leaves the data: points that a model of x_T is fitted to.
+"""Samples of x_T, by adding noise or by the probability-flow equation, to which a model of x_T is fitted.
 
-Data with noise follow the law of x_T itself (How Much Is Enough?, Section 3.1). A density by the probability-flow
-equation ends where that equation with the learned score takes the data, which is another law unless the score is exact:
-fitting the model there is the extension of Section 3.3, "(S)" in Table 3.
+Data with noise follow the distribution of x_T itself (How Much Is Enough?, Section 3.1). For densities by the
+probability-flow equation the model is evaluated where that equation with the learned score takes the data, which is
+another distribution unless the score is exact: fitting it there is the extension of Section 3.3, "(S)" in Table 3.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from psmlib.likelihood import time_grid
 from psmlib.process import Process
-from psmlib.sampling import grids
+from psmlib.sampling import last
+from psmlib.sampling.ode import probability_flow
 from psmlib.score import Score
-from psmlib.solvers import METHODS, adaptive, fixed
 from psmlib.training.batches import draw_points
 
 
 def check_time(process: Process, T: float) -> None:
-    """Refuses a time at which the process does not run.
+    """Checks that a time lies within the process.
 
     Raises:
-        ValueError: naming it.
+        ValueError: when it does not.
 
     Example:
         >>> from psmlib.process import VP
@@ -37,11 +37,11 @@ def check_time(process: Process, T: float) -> None:
         raise ValueError(f"T must lie in (0, {process.T:g}], where {process!r} runs, got {T!r}")
 
 
-def normal(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers, float64, where the generator is.
+def standard_normal(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers, float64, on the generator's device.
 
     Example:
-        >>> normal((5, 2), torch.Generator().manual_seed(0)).dtype
+        >>> standard_normal((5, 2), torch.Generator().manual_seed(0)).dtype
         torch.float64
     """
     place = "cpu" if generator is None else generator.device
@@ -51,20 +51,20 @@ def normal(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
 def diffused_data(
     data: Tensor, process: Process, T: float, generator: torch.Generator | None = None, *, draws: int = 1
 ) -> Tensor:
-    """Data with noise, x_T: what the plain column of Tables 3 and 4 is fitted to.
+    """Data with noise, x_T, which the plain column of Tables 3 and 4 is fitted to.
 
     Args:
         data: Shape: (n, *shape), floating-point numbers in the process's own coordinates.
         process: The Gaussian path.
         T: When to stop.
         generator: Of the noise.
-        draws: Noises for each data point.
+        draws: Noise samples for each data point.
 
     Returns:
-        Shape: (draws * n, *shape), the whole data set first with one noise, then with the next.
+        The data set with a first noise sample for each point, then with a second, ... Shape: (draws * n, *shape).
 
     Raises:
-        ValueError: when T lies outside (0, process.T], or the data are no floating-point numbers.
+        ValueError: when T lies outside (0, process.T], or the data are not floating-point numbers.
 
     Example:
         >>> from psmlib.process import VP
@@ -75,7 +75,7 @@ def diffused_data(
     if not data.is_floating_point():
         raise ValueError(f"data must be of a floating-point dtype, got {data.dtype}: dequantise and scale them first")
     x_0 = data.repeat(draws, *(1 for _ in data.shape[1:]))
-    return process.perturb(x_0, T, normal(x_0.shape, generator).to(x_0))
+    return process.perturb(x_0, T, standard_normal(x_0.shape, generator).to(x_0))
 
 
 def diffused_batches(data, process: Process, T: float) -> Callable[[int, torch.Generator], Tensor]:
@@ -94,21 +94,20 @@ def diffused_batches(data, process: Process, T: float) -> Callable[[int, torch.G
     return lambda n, generator: diffused_data(draw_points(data, n, generator), process, T, generator)
 
 
-@torch.no_grad()
 def ode_ends(
     score: Score, process: Process, x: Tensor, T: float, *, t0: float, steps: int = 100, method: str = "rk4",
     grid: str | Tensor = "uniform", rtol: float = 1e-5, atol: float = 1e-5, max_nfe: int = 20000,
 ) -> Tensor:  # fmt: skip
-    """Where the probability-flow equation with this score takes the data: what the (S) column is fitted to.
+    """Where the probability-flow equation with this score takes the data, which the (S) column is fitted to.
 
-    The arguments are those of :func:`psmlib.likelihood.log_likelihood`, whose ``x_T`` this is, without the divergence.
+    The ``x_T`` of :func:`psmlib.likelihood.log_likelihood` with the same arguments, without computing the divergence.
 
     Args:
         score: Exact or trained.
         process: Its Gaussian path.
         x: Data. Shape: (n, *shape).
         T: When to stop.
-        t0: Where the data are fed in.
+        t0: Time at which the data are inserted.
         steps: Steps of a fixed grid.
         method: "euler", "heun", "rk4" or "adaptive".
         grid: "uniform", "warped", "log_snr", "blocks", or the times themselves.
@@ -133,18 +132,6 @@ def ode_ends(
     check_time(process, T)
     if not 0 <= t0 < T:
         raise ValueError(f"t0 must lie in [0, {T:g}), got {t0!r}")
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: use one of {', '.join(METHODS)}")
-
-    def fields(t_mid: float):
-        piece = score.on_block(t_mid)
-        return lambda y, t: (piece.velocity(y, t), 0.0)
-
-    if method == "adaptive":
-        ends = grids.with_borders(torch.tensor([t0, T], dtype=torch.float64), getattr(score, "partition", None))
-        run = adaptive(fields, x, ends, rtol=rtol, atol=atol, max_nfe=max_nfe)
-    else:
-        run = fixed(fields, x, time_grid(score, process, t0, T, steps, grid), method)
-    for step in run:
-        x = step[0]
-    return x
+    # adaptive steps need no grid of their own: [t0, T] with the block borders
+    times = time_grid(score, process, t0, T, *((1, "uniform") if method == "adaptive" else (steps, grid)))
+    return last(probability_flow(score, x, times, method=method, rtol=rtol, atol=atol, max_nfe=max_nfe)).x

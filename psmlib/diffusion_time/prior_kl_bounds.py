@@ -1,15 +1,15 @@
-r"""How fast the noise forgets the data: Lemma 1's bounds on :math:`\mathrm{KL}[p_T\,\|\,N(0, s^2I)]`, and the rates.
+r"""Bounds on :math:`\mathrm{KL}[p_T\,\|\,N(0, s^2I)]` (Lemma 1), and how fast it decays with T.
 
 With :math:`a^2 = \alpha^2(T)/s^2`, which is :math:`\exp(-\int_0^T\beta)` for VP and
-:math:`1/(\sigma^2(T)-\sigma^2(0))` for VE, Lemma 1 of Franzese et al. (*How Much Is Enough?*) says
-:math:`\mathrm{KL}\le C a^2` for both. It is sharp for data with a mean alone. Expanding the density of :math:`x_T/s` in
+:math:`1/(\sigma^2(T)-\sigma^2(0))` for VE, Lemma 1 of Franzese et al. (*How Much Is Enough?*) states
+:math:`\mathrm{KL}\le C a^2` for both. The bound is sharp for N(m, I). Expanding the density of :math:`x_T/s` in
 Hermite polynomials, with :math:`h_n = E\,\mathrm{He}_n(x_0)`, for VP
 
 .. math:: \mathrm{KL} = \sum_n \frac{|h_n|^2}{2\,n!}\,a^{2n} + \dots
 
 to leading order, so the first moment in which the data differ from N(0, I) sets the exponent: 1 for the mean,
-2 for the covariance, 3 for skewness, 4 when that vanishes too, as by symmetry. For VE the data shrink to a point before
-:math:`N(0, s^2I)`, whose variance includes none of theirs: the exponent is 1, or 2 for centred data.
+2 for the covariance, 3 for skewness, 4 if that vanishes too, for example by symmetry. For VE the data become small
+relative to :math:`N(0, s^2I)`, whose variance does not include theirs: the exponent is 1, or 2 for centred data.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from psmlib.data.toys import Mixture
-from psmlib.diffusion_time.prior_kl import noise_kl, noise_kl_rate
+from psmlib.diffusion_time.prior_kl import prior_kl, prior_kl_rate
 from psmlib.exact.expectations import Quadrature
 from psmlib.process import Process, Shortened
 
@@ -48,16 +48,16 @@ def second_moment(toy: Mixture) -> float:
 
 
 def _check(process: Process) -> bool:
-    """Whether the process has a drift; refused unless that leaves N(0, I) as it is."""
-    t = 0.01 * process.T  # early, where sub-VP is unlike VP
+    """Whether the process has a drift; raises ValueError if it has one that does not leave N(0, I) invariant."""
+    t = 0.01 * process.T  # early, where sub-VP differs from VP
     f, g2 = float(process.drift(t)), float(process.diffusion2(t))
     if f and abs(g2 + 2 * f) > 1e-12 * g2:
-        raise ValueError(f"{process} is neither VP nor without drift, which Lemma 1 speaks of: take convexity_bound")
+        raise ValueError(f"Lemma 1 is for VP and for processes without drift, not for {process}: use convexity_bound")
     return f != 0
 
 
 def lemma_constant(toy: Mixture, process: Process) -> float:
-    """C1 = KL[p_data || N(0, I)] of a process with a drift, C2 = E|x_0|^2 / 2 of one without.
+    """C1 = KL[p_data || N(0, I)] for a process with a drift, C2 = E|x_0|^2 / 2 for one without.
 
     Example:
         >>> from psmlib.process import VE, VP
@@ -65,19 +65,19 @@ def lemma_constant(toy: Mixture, process: Process) -> float:
         >>> round(lemma_constant(unit, VP()), 9), lemma_constant(unit, VE())
         (0.5, 1.0)
     """
-    return noise_kl(toy, process, 0.0)[0] if _check(process) else 0.5 * second_moment(toy)
+    return prior_kl(toy, process, 0.0)[0] if _check(process) else 0.5 * second_moment(toy)
 
 
 def lemma_bound(toy: Mixture, process: Process, T: float, constant: float | None = None) -> float:
     r"""Lemma 1: :math:`C_1\exp(-\int_0^T\beta)` for VP, :math:`C_2/(\sigma^2(T)-\sigma^2(0))` for VE.
 
-    The first holds by the log-Sobolev inequality of N(0, I), which VP approaches along its gradient; sub-VP does not.
+    The first follows from the log-Sobolev inequality of N(0, I): VP is the gradient flow of the KL, sub-VP is not.
 
     Args:
-        toy: The law of x_0.
+        toy: The distribution of x_0.
         process: VP or a process without drift.
-        T: Where it is cut.
-        constant: :func:`lemma_constant`, when it is known already.
+        T: Where it is stopped.
+        constant: :func:`lemma_constant`, if it is known already.
 
     Raises:
         ValueError: for another process.
@@ -85,7 +85,7 @@ def lemma_bound(toy: Mixture, process: Process, T: float, constant: float | None
     Example:
         >>> from psmlib.process import VP
         >>> toy = Mixture(gaussians=[(.3, [1.], .01), (.7, [3.], .25)])
-        >>> lemma_bound(toy, VP(), .6) > noise_kl(toy, VP(), .6)[0]
+        >>> lemma_bound(toy, VP(), .6) > prior_kl(toy, VP(), .6)[0]
         True
     """
     _check(process)
@@ -93,24 +93,24 @@ def lemma_bound(toy: Mixture, process: Process, T: float, constant: float | None
 
 
 def convexity_bound(second: float, dim: int, process: Process, T: float) -> float:
-    r"""A bound that needs the second moment alone: KL is convex, so at most the mean over x_0 of that of the kernel.
+    r"""A bound by the second moment alone: KL is convex, so at most the mean over x_0 of the KL of the kernel.
 
     .. math:: \mathrm{KL}[p_T\,\|\,N(0, s^2I)] \le \tfrac12\left[\frac{\alpha^2E|x_0|^2 + D\sigma^2}{s^2} - D
               - D\log\frac{\sigma^2}{s^2}\right],
 
     for VP :math:`\tfrac12[m^2(E|x_0|^2-D)-D\log(1-m^2)]` with :math:`m=\alpha`, for VE :math:`C_2/\sigma^2`. It holds
-    for any data, of a finite set too, for which C1 is infinite.
+    for any data, also for a finite set, for which C1 is infinite.
 
     Args:
         second: E|x_0|^2.
         dim: D.
         process: Any.
-        T: Where it is cut.
+        T: Where it is stopped.
 
     Example:
         >>> from psmlib.process import VP
         >>> unit = Mixture(gaussians=[(1., [1.], 1.)])
-        >>> convexity_bound(second_moment(unit), 1, VP(), .6) > noise_kl(unit, VP(), .6)[0]
+        >>> convexity_bound(second_moment(unit), 1, VP(), .6) > prior_kl(unit, VP(), .6)[0]
         True
     """
     share = float(process.sigma(T) / Shortened(process, T).prior_std) ** 2
@@ -127,7 +127,7 @@ def _symmetric(parts: Tensor, axes: int) -> Tensor:
 def hermite_moment(toy: Mixture, n: int) -> Tensor:
     r"""The tensor :math:`h_n = E\,\mathrm{He}_n(x_0)`, n = 1 to 4, in closed form. Shape: (d,) * n.
 
-    It is the moment that the data would have if I were taken off every covariance: zero for N(0, I).
+    The moment of the data after I is subtracted from every covariance, so it vanishes for N(0, I).
 
     Example:
         >>> float(hermite_moment(Mixture(gaussians=[(1., [2.], 1.5)]), 2))    # x^2 - 1
@@ -157,7 +157,7 @@ def leading_term(toy: Mixture, process: Process) -> tuple[int, float]:
     r"""Exponent n and coefficient c of :math:`\mathrm{KL}\to c\,a^{2n}`.
 
     Args:
-        toy: The law of x_0.
+        toy: The distribution of x_0.
         process: VP or a process without drift.
 
     Raises:
@@ -181,7 +181,7 @@ def leading_term(toy: Mixture, process: Process) -> tuple[int, float]:
 
 
 def local_rate(toy: Mixture, process: Process, T: float, rule: Quadrature | None = None) -> float:
-    r"""The exponent of KL at T, :math:`d\log\mathrm{KL}/d\log a^2`: for VP the decay per unit of :math:`\int\beta`.
+    r"""The exponent of KL at T, :math:`d\log\mathrm{KL}/d\log a^2`; for VP the decay per unit of :math:`\int\beta`.
 
     Example:
         >>> from psmlib.process import VP
@@ -191,4 +191,4 @@ def local_rate(toy: Mixture, process: Process, T: float, rule: Quadrature | None
     """
     short = Shortened(process, T)
     slope = 2 * (float(process.drift(T)) - short.prior_std_rate / short.prior_std)
-    return noise_kl_rate(toy, process, T, rule)[0] / (noise_kl(toy, process, T, rule=rule)[0] * slope)
+    return prior_kl_rate(toy, process, T, rule)[0] / (prior_kl(toy, process, T, rule=rule)[0] * slope)

@@ -16,6 +16,7 @@ from torch import Tensor
 from psmlib.data.images import SPLITS, Images
 from psmlib.evaluation.reference_densities import thinned
 from psmlib.score import Score
+from psmlib.standard_errors import mean
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def denoising_losses(
     whatever score, so that differences in time and between scores are paired.
 
     Args:
-        score: Trained or exact; at home in points like those of ``images.draws(scale=, centred=, flat=)``.
+        score: Trained or exact; takes points like those of ``images.draws(scale=, centred=, flat=)``.
         images: The data set.
         times: Where sigma is positive.
         optimal: The optimal denoiser of the training images; by default the exact one of :class:`DequantisedData`.
@@ -91,7 +92,7 @@ def denoising_losses(
     """
     manner = dict(scale=scale, centred=centred, flat=flat)
     sources = {split: images.draws(split, **manner) for split in SPLITS}
-    optimal = optimal or images.draws(**manner, device=score.home["device"]).diffused(score.process)
+    optimal = optimal or images.draws(**manner, device=score.tensor_options["device"]).diffused(score.process)
     if optimal.process != score.process:
         raise ValueError(
             f"the score runs under {score.process} but the optimal denoiser under {optimal.process}: make it anew"
@@ -120,15 +121,12 @@ def _errors(score: Score, x0: Tensor, eps: Tensor, t: float, batch: int) -> Tens
     x, out = score.process.perturb(x0, t, eps), []
     with torch.no_grad():
         for part, e in zip(x.split(batch), eps.split(batch), strict=True):
-            found = score.eps(part.to(**score.home), t).to(e)
+            found = score.eps(part.to(**score.tensor_options), t).to(e)
             out.append((found - e).square().flatten(1).mean(1))
     return torch.cat(out)
 
 
 def _row(sums: dict, t: float, partition) -> DenoisingLoss:
-    def mean(values: Tensor) -> tuple[float, float]:
-        return float(values.mean()), float(values.std() / len(values) ** 0.5)
-
     def gap(trained: bool) -> tuple[float, float]:
         (high, a), (low, b) = mean(sums[trained, "test", t]), mean(sums[trained, "train", t])
         return high - low, math.hypot(a, b)

@@ -37,7 +37,7 @@ def to_bytes(images: Tensor, levels: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ClassifierSettings:
     """How the classifier is trained.
 
     Args:
@@ -73,9 +73,11 @@ class DigitClassifier(nn.Module):
         (torch.Size([2, 64]), torch.Size([2, 10]))
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, recipe: Recipe | None = None, seed: int = 0):
+    def __init__(
+        self, shape: tuple[int, int, int], classes: int, recipe: ClassifierSettings | None = None, seed: int = 0
+    ):
         super().__init__()
-        recipe, self.shape = recipe or Recipe(), tuple(shape)
+        recipe, self.shape = recipe or ClassifierSettings(), tuple(shape)
         widths = (math.prod(shape), recipe.hidden, recipe.width, classes)
         with torch.device("meta"):  # torch would start the layers from the global generator
             self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
@@ -101,7 +103,7 @@ class DigitClassifier(nn.Module):
         return self.layers[-1](self.features(x))
 
 
-def train(data: Images, seed: int = 0, recipe: Recipe | None = None) -> DigitClassifier:
+def train(data: Images, seed: int = 0, recipe: ClassifierSettings | None = None) -> DigitClassifier:
     """A classifier of a labelled data set, from its training images alone; validation images say when to stop.
 
     Nothing depends on, or moves, torch's global generator, and it may be called where gradients are turned off.
@@ -109,7 +111,7 @@ def train(data: Images, seed: int = 0, recipe: Recipe | None = None) -> DigitCla
     Args:
         data: Images with labels.
         seed: Of the weights and of the order of the images.
-        recipe: See :class:`Recipe`.
+        recipe: See :class:`ClassifierSettings`.
 
     Returns:
         The classifier of the best epoch, in evaluation mode and without gradients, its features scaled.
@@ -120,16 +122,16 @@ def train(data: Images, seed: int = 0, recipe: Recipe | None = None) -> DigitCla
     Example:
         >>> from psmlib.data.images import load
         >>> digits = load("digits")
-        >>> round(accuracy(train(digits, recipe=Recipe(epochs=2)), digits), 1)
+        >>> round(accuracy(train(digits, recipe=ClassifierSettings(epochs=2)), digits), 1)
         0.9
     """
     if data.train_labels is None or data.validation_labels is None:
         raise ValueError(f"{data.name} has no labels to train a classifier on: use digits, mnist or cifar10")
     with torch.inference_mode(False), torch.enable_grad():
-        return _train(data, seed, recipe or Recipe())
+        return _train(data, seed, recipe or ClassifierSettings())
 
 
-def _train(data: Images, seed: int, recipe: Recipe) -> DigitClassifier:
+def _train(data: Images, seed: int, recipe: ClassifierSettings) -> DigitClassifier:
     x, y = to_bytes(data.train, data.levels), data.train_labels
     x_held, y_held = to_bytes(data.validation, data.levels), data.validation_labels
     net = DigitClassifier(data.shape, int(y.max()) + 1, recipe, seed)
@@ -160,7 +162,7 @@ def accuracy(net: DigitClassifier, data: Images, split: str = "test") -> float:
     return float((guess == getattr(data, f"{split}_labels")).double().mean())
 
 
-def classifier(data: Images, seed: int = 0, recipe: Recipe | None = None) -> DigitClassifier:
+def classifier(data: Images, seed: int = 0, recipe: ClassifierSettings | None = None) -> DigitClassifier:
     """The trained classifier of a data set, from data/cache if it lies there whole and is of these very data.
 
     A file of other data, another recipe or another seed, or whose weights are not those that were written, is
@@ -169,7 +171,7 @@ def classifier(data: Images, seed: int = 0, recipe: Recipe | None = None) -> Dig
     Args:
         data: Images with labels.
         seed: Of the training.
-        recipe: See :class:`Recipe`.
+        recipe: See :class:`ClassifierSettings`.
 
     Example:
         >>> from psmlib.data.images import load
@@ -177,7 +179,7 @@ def classifier(data: Images, seed: int = 0, recipe: Recipe | None = None) -> Dig
         >>> sum(p.numel() for p in net.parameters())
         33738
     """
-    recipe = recipe or Recipe()
+    recipe = recipe or ClassifierSettings()
     path = paths.OUTPUT / "data" / "cache" / "classifier" / f"{data.name}_{seed}.safetensors"
     about = {"data": data.sha256, "recipe": asdict(recipe), "seed": seed}
     try:

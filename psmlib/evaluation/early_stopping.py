@@ -63,7 +63,7 @@ def validation_losses(
     generator, score = torch.Generator().manual_seed(seed), bank.score(partition, process)
     x0 = images.dequantise(images.validation[:limit], generator, centred=True)
     eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
-    x0, eps, out = x0.to(**score.home), eps.to(**score.home), []
+    x0, eps, out = x0.to(**score.tensor_options), eps.to(**score.tensor_options), []
     for k in range(len(bank)):
         chosen = block_times(partition, process, k, times, t_min)
         errors = [(score.eps(process.perturb(x0, t, eps), t) - eps).square().mean() for t in chosen]

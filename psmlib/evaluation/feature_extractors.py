@@ -17,7 +17,7 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
-from psmlib.data.archives import in_words
+from psmlib.data.archives import size_in_words
 from psmlib.data.images import load
 from psmlib.evaluation.digit_classifier import classifier
 
@@ -138,7 +138,7 @@ def inception_weights(path: str | Path | None) -> Path:
     """
     mend = f"get it from {_PAGE}, put it in data/raw and give its path as weights"
     if path is None or not Path(path).is_file():
-        raise FileNotFoundError(f"Inception-v3 needs {INCEPTION} ({in_words(INCEPTION_BYTES)}): {mend}")
+        raise FileNotFoundError(f"Inception-v3 needs {INCEPTION} ({size_in_words(INCEPTION_BYTES)}): {mend}")
     path = Path(path)
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -149,5 +149,5 @@ def inception_weights(path: str | Path | None) -> Path:
         except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
             fault = f"{type(error).__name__} on reading"
     if fault:
-        raise ValueError(f"{path} is not {INCEPTION} ({in_words(INCEPTION_BYTES)}; {fault}): {mend}")
+        raise ValueError(f"{path} is not {INCEPTION} ({size_in_words(INCEPTION_BYTES)}; {fault}): {mend}")
     return path

@@ -185,7 +185,7 @@ def bits(score: Score, process: Process, images: Images, protocol: ImageProtocol
         eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(protocol.seed + 1), dtype=x.dtype)
         x, log_alpha = process.perturb(x, t0, eps), math.log(float(process.alpha(t0)))
     found = log_likelihood(
-        score, process, x.to(**score.home), t0=protocol.t0, steps=protocol.steps, method=protocol.method,
+        score, process, x.to(**score.tensor_options), t0=protocol.t0, steps=protocol.steps, method=protocol.method,
         grid=protocol.grid, divergence=protocol.divergence, fresh_probes=protocol.fresh_probes, seed=protocol.seed + 2,
     )  # fmt: skip
     log_prob = found.log_prob.cpu().double() + images.dim * log_alpha

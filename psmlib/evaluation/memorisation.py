@@ -19,6 +19,7 @@ from psmlib.evaluation.reference_densities import seen
 from psmlib.exact.dequantised import DequantisedData
 from psmlib.exact.finite_set import DiffusedData
 from psmlib.sampling.state import State
+from psmlib.standard_errors import average, mean, proportion
 
 _NUMBERS = 2**22  # of a block of distances
 
@@ -148,18 +149,16 @@ def memorisation(x_levels: Tensor, images: Images, *, limit: float = 1 / 3) -> M
     (near, ratios, index), (usual, _, _) = found["samples"], found["test"]
     above = usual[None, :] - near[:, None]
     wins = (above > 0).double() + 0.5 * (above == 0)
-    # the two means over rows and columns are those of independent images (DeLong et al., 1988)
-    stderr = (wins.mean(1).var() / len(near) + wins.mean(0).var() / len(usual)) ** 0.5
     nearness = [_nearness(*found[name][:2], limit) for name in ("samples", "test")]
-    return Memorisation(*nearness, float(wins.mean()), float(stderr), index, near, ratios)
+    return Memorisation(*nearness, *average(wins), index, near, ratios)
 
 
 def _nearness(distance: Tensor, ratio: Tensor, limit: float) -> Nearness:
-    n, count = len(distance), int((ratio < limit).sum())
-    share, interval = count / n, binomtest(count, n).proportion_ci()
+    n, copies = len(distance), ratio < limit
+    interval = binomtest(int(copies.sum()), n).proportion_ci()
     return Nearness(
-        n, float(distance.mean()), float(distance.std() / n**0.5), float(ratio.median()), share,
-        (share * (1 - share) / n) ** 0.5, interval.low, interval.high, float((distance == 0).double().mean()),
+        n, *mean(distance), float(ratio.median()), *proportion(copies), interval.low, interval.high,
+        float((distance == 0).double().mean()),
     )  # fmt: skip
 
 
@@ -209,18 +208,18 @@ def top_weights(
         [1.0, 0.5]
     """
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    x0 = x0.to(**law.home)
+    x0 = x0.to(**law.tensor_options)
     return [_top(law, law.process.perturb(x0, t, eps.to(x0)), float(t), own) for t in times]
 
 
 def top_weights_along(law: DiffusedData | DequantisedData, states: Iterable[State]) -> list[TopWeight]:
     """The same at the states of a sampler, those without noise left out."""
-    return [_top(law, s.x.to(**law.home), float(s.t), None) for s in states if float(law.process.sigma(s.t)) > 0]
+    return [
+        _top(law, s.x.to(**law.tensor_options), float(s.t), None) for s in states if float(law.process.sigma(s.t)) > 0
+    ]
 
 
 def _top(law: DiffusedData | DequantisedData, x: Tensor, t: float, own: Tensor | None) -> TopWeight:
     weight, index = (found[:, 0] for found in law.top_weights(x, t, 1))
-    weight, decided, n = weight.double(), float((weight > 0.5).double().mean()), len(x)
     right = None if own is None else float((index.cpu() == own.cpu()).double().mean())
-    stderr = float(weight.std() / n**0.5)
-    return TopWeight(t, float(weight.mean()), stderr, decided, (decided * (1 - decided) / n) ** 0.5, right)
+    return TopWeight(t, *mean(weight), *proportion(weight > 0.5), right)

@@ -14,6 +14,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from psmlib import standard_errors
 from psmlib.data.dequantisation import bits_per_dim, dequantise, quantise
 from psmlib.data.images import SPLITS, Images
 from psmlib.exact.finite_set import DiffusedData
@@ -281,7 +282,7 @@ def references(images: Images, *, seed: int = 0, draws: int = 1, limit: int = 15
         for split in SPLITS:
             x = thinned(getattr(images, split), limit)
             bits = reference.bits_per_dim(x, torch.Generator().manual_seed(seed + 1), draws)
-            row |= {split: float(bits.mean()), f"{split}_stderr": float(bits.std() / len(bits) ** 0.5)}
+            row[split], row[f"{split}_stderr"] = standard_errors.mean(bits)
         rows.append(row)
     return rows
 

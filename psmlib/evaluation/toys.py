@@ -11,13 +11,13 @@ variate with known mean), so a thousand points tell what would otherwise take a 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from psmlib import standard_errors
 from psmlib.data.toys import Mixture
 from psmlib.exact.floors import nll_floor
 from psmlib.likelihood import log_likelihood
@@ -67,8 +67,8 @@ def log_ratio(score: Score, toy: Mixture, process: Process, protocol: Protocol) 
     """
     x = toy.sample(protocol.points, torch.Generator().manual_seed(protocol.seed))
     solver = dict(t0=protocol.t0, steps=protocol.steps, method=protocol.method, grid=protocol.grid)
-    found = log_likelihood(score, process, x.to(**score.home), **solver)
-    exact = toy.diffused(process).log_prob(x.to(score.home["device"]), protocol.t0)
+    found = log_likelihood(score, process, x.to(**score.tensor_options), **solver)
+    exact = toy.diffused(process).log_prob(x.to(score.tensor_options["device"]), protocol.t0)
     return (exact - found.log_prob.double()).cpu()
 
 
@@ -94,15 +94,14 @@ class Nll:
 def summarise(ratios: Sequence[Tensor], floor: float) -> Nll:
     """One NLL from the log ratios of several seeds at the same test points.
 
-    The variance of the mean is that between seeds over their number, plus that between points (of the mean over
-    seeds) over theirs.
+    The error is that of :func:`psmlib.standard_errors.average`, over seeds and points.
 
     Args:
         ratios: One tensor of shape (points,) per seed.
         floor: The exact floor.
 
     Raises:
-        ValueError: when a ratio is not finite: the solve left the plane.
+        ValueError: when a ratio is not finite, because the ODE solution diverged.
 
     Example:
         >>> nll = summarise([torch.tensor([.1, .3]), torch.tensor([.3, .5])], .5)
@@ -113,12 +112,8 @@ def summarise(ratios: Sequence[Tensor], floor: float) -> Nll:
     if not bool(table.isfinite().all()):
         bad = int((~table.isfinite()).sum())
         raise ValueError(f"{bad} of {table.numel()} log likelihoods are not finite: train longer, or use more steps")
-    seeds, points = table.shape
-    variance = float(table.mean(0).var()) / points
-    if seeds > 1:
-        variance += float(table.mean(1).var()) / seeds
-    excess = float(table.mean())
-    return Nll(floor + excess, math.sqrt(variance), floor, excess, seeds)
+    excess, stderr = standard_errors.average(table)
+    return Nll(floor + excess, stderr, floor, excess, len(table))
 
 
 def diffused_points(toy: Mixture, process: Process, t: float, n: int, seed: int | torch.Generator = 0) -> Tensor:
@@ -154,7 +149,7 @@ def excess_loss(score: Score, toy: Mixture, process: Process, times: Tensor, n: 
     """
     generator, exact, out = torch.Generator().manual_seed(seed), toy.diffused(process), []
     for t in times.tolist():
-        x = diffused_points(toy, process, t, n, generator).to(score.home["device"])
+        x = diffused_points(toy, process, t, n, generator).to(score.tensor_options["device"])
         truth = exact.velocity(x, t) if score.native == "velocity" else exact.eps(x, t)
-        out.append((score.predict(x.to(**score.home), t) - truth).square().mean().cpu())
+        out.append((score.predict(x.to(**score.tensor_options), t) - truth).square().mean().cpu())
     return torch.stack(out)

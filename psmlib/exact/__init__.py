@@ -1,1 +1,1 @@
-"""Laws known in closed form under diffusion: scores, expectations, reference values, scores with a known error."""
+"""Distributions known in closed form under diffusion: their scores, expectations, best losses, known errors."""

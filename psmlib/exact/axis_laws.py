@@ -1,13 +1,13 @@
-r"""One axis of one component of a toy under diffusion: density, score and posterior in closed form.
+r"""One axis of one component of a mixture under diffusion: density, score and posterior in closed form.
 
-An axis law is Gaussian or uniform. For a uniform axis, :math:`\alpha U(-h, h) + \sigma\varepsilon` has density
+Along an axis a component is Gaussian or uniform. If uniform, :math:`\alpha U(-h, h) + \sigma\varepsilon` has density
 :math:`[\Phi(z+\delta)-\Phi(z-\delta)]/(2\alpha h)` with :math:`z = u/\sigma`, :math:`\delta=\alpha h/\sigma`.
-Far from a box the difference of two :math:`\Phi` underflows, and for small :math:`\delta` it cancels; both are
-met here, so density and score are good to about ten digits from t = 0 to the end of any process. (The posterior
-variance in a box that lies hundreds of noise levels away is good to four.)
+Far from a box the difference of two :math:`\Phi` underflows, and for small :math:`\delta` it cancels; both cases have
+their own formulas here, so that density and score are accurate to about ten digits at all times. (The posterior
+variance in a box that lies hundreds of noise levels away is accurate to four.)
 
-The third moment costs more than all the others together and few ask for it, so it has functions of its own. It is
-good to :math:`10^{-14}h^3`, and where it is not small by symmetry to twelve digits, at any distance.
+The third moment costs more than all the others together and is rarely needed, so it has functions of its own. It is
+accurate to :math:`10^{-14}h^3`, and where it is not small by symmetry to twelve digits, at any distance.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _POWERS = _WEIGHTS[:, None] * _NODES[:, None] ** torch.arange(4)  # (24, 4): mas
 
 
 class Axis(NamedTuple):
-    """What one axis of one component knows about u = alpha y + sigma eps; all of shape (n, k, d)."""
+    """Density of u = alpha y + sigma eps and posterior of y along each axis; all of shape (n, k, d)."""
 
     log_density: Tensor
     score: Tensor  # d log q / du
@@ -55,7 +55,7 @@ def uniform_axis(u: Tensor, half: Tensor, alpha: Tensor, sigma: Tensor) -> Axis:
     """y ~ U(-half, half)."""
     z, delta = u / sigma, alpha * half / sigma
     small = (delta < 0.03) & (delta * z.abs() < 0.3)
-    wide = torch.where(small, delta.clamp_min(0.01), delta)  # keeps the branch that is not taken free of 0/0
+    wide = torch.where(small, delta.clamp_min(0.01), delta)  # no 0/0 in the branch that torch.where discards
     # By symmetry look at the left side only, at near and far, the distances to the two ends. Outside the box
     # phi(near) is divided out of everything: Phi(-near) - Phi(-far) = phi(near) (mills(near) - falloff mills(far))
     near, far = z.abs() - wide, z.abs() + wide
@@ -94,7 +94,7 @@ def uniform_axis(u: Tensor, half: Tensor, alpha: Tensor, sigma: Tensor) -> Axis:
 
 
 def gaussian_third(u: Tensor, variance: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """Third central moment of y given u for y ~ N(0, variance): none. Shape of u."""
+    """Third central moment of y given u for y ~ N(0, variance): zero. Shape: that of u."""
     return torch.zeros_like(u)
 
 
@@ -118,7 +118,7 @@ def uniform_third(u: Tensor, half: Tensor, alpha: Tensor, sigma: Tensor) -> Tens
     """
     z, delta = u / sigma, alpha * half / sigma
     near, far = z.abs() - delta, z.abs() + delta
-    scale = sigma / alpha  # infinite at alpha = 0, where the box is narrower than any reach
+    scale = sigma / alpha  # infinite at alpha = 0; there the box's own width is the minimum below
     # Well inside, by derivatives of Z = Phi(z + delta) - Phi(z - delta) at -|z|, which fall to zero without noise
     inner, falloff = near.clamp_max(-0.5), torch.exp(-2 * delta * z.abs())
     ratio = torch.exp(-0.5 * inner**2 - _LOG_SQRT_2PI) / (torch.special.ndtr(-inner) - torch.special.ndtr(-far))

@@ -1,4 +1,4 @@
-"""The parts of a mixture: their tensors, draws from them and their density."""
+"""The components of a mixture: their parameters, random draws from them, and the density that they add up to."""
 
 from __future__ import annotations
 
@@ -7,14 +7,51 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal, Normal
 
 from psmlib.kernels.philox import normal, uniform
 
 
 def _rotation(degrees: float) -> list[list[float]]:
-    """Columns are the box's own axes seen in the plane."""
+    """A rotation matrix, whose columns are the axes of a rotated box."""
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return [[c, -s], [s, c]]
+
+
+def choose(weights: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draws the component of each of n points, on the generator's device. Shape: (n,).
+
+    Args:
+        weights: Of the components; they need not sum to one. Shape: (k,).
+        n: How many points.
+        generator: Source of randomness.
+
+    Example:
+        >>> choose(torch.tensor([0., 1., 0.], dtype=torch.float64), 4).tolist()
+        [1, 1, 1, 1]
+    """
+    device = "cpu" if generator is None else generator.device
+    cdf = weights.to(device).cumsum(0)
+    u = torch.rand(n, generator=generator, dtype=torch.float64, device=device).mul_(cdf[-1])
+    return torch.searchsorted(cdf, u, right=True).clamp_(max=len(cdf) - 1)
+
+
+def gaussian_log_probs(x: Tensor, means: Tensor, scales: Tensor) -> Tensor:
+    """Log density of each of k Gaussians at each point, in nats. Shape: (n, k).
+
+    Args:
+        x: Points. Shape: (n, d).
+        means: Shape: (k, d).
+        scales: Cholesky factors of the covariances, (k, d, d), or the standard deviation along each axis, (k, d).
+
+    Example:
+        >>> gaussian_log_probs(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2))
+        tensor([[-1.8379]])
+    """
+    means, scales = means.to(x.device), scales.to(x.device)
+    if scales.dim() == 3:
+        return MultivariateNormal(means, scale_tril=scales, validate_args=False).log_prob(x[:, None])
+    return Normal(means, scales, validate_args=False).log_prob(x[:, None]).sum(-1)
 
 
 class Components:
@@ -25,7 +62,7 @@ class Components:
     Args:
         gaussians: Entries (weight, mean, covariance); the covariance is a float (isotropic) or a d x d list.
         boxes: Entries (weight, centre, half widths, rotation in degrees), in the plane.
-        name: What tables call it.
+        name: Its name in tables and messages.
 
     Weights need not sum to one. All tensors are float64.
 
@@ -73,7 +110,7 @@ class Components:
 
     @cached_property
     def _factors(self) -> Tensor:
-        """A_k with component k = centre + A_k (standard normal, or uniform on [-1, 1]^d). Shape: (k, d, d)."""
+        """A_k, where component k is centre_k + A_k z, z standard normal or uniform on [-1, 1]^d. Shape: (k, d, d)."""
         return torch.cat([self.gauss_chol, self.box_rotation * self.box_half[:, None, :]])
 
     @property
@@ -95,36 +132,29 @@ class Components:
         return self.cov.diagonal().sqrt()
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draws n independent points, float64. Shape: (n, d).
+        """Draws n independent points, float64, on the generator's device. Shape: (n, d).
 
         Example:
             >>> from psmlib.data.toys import HG
             >>> HG().sample(3, torch.Generator().manual_seed(0)).shape
             torch.Size([3, 2])
         """
-        cdf = self.weights.cumsum(0)
-        pick = torch.rand(n, generator=generator, dtype=torch.float64).mul_(cdf[-1])
-        k = torch.searchsorted(cdf, pick, right=True).clamp_(max=len(cdf) - 1)
-        return self._draw(k, generator)
-
-    def _draw(self, k: Tensor, generator: torch.Generator | None) -> Tensor:
-        """One point from each named component."""
-        local = torch.rand(len(k), self.dim, generator=generator, dtype=torch.float64).mul_(2).sub_(1)
-        normal = torch.randn(len(k), self.dim, generator=generator, dtype=torch.float64)
-        local = torch.where((k < len(self.gauss_weight))[:, None], normal, local)
+        k = choose(self.weights, n, generator)
+        how = dict(generator=generator, dtype=torch.float64, device=k.device)
+        local = torch.rand(n, self.dim, **how).mul_(2).sub_(1)
+        local = torch.where((k < len(self.gauss_weight))[:, None], torch.randn(n, self.dim, **how), local)
         # the d products are written out: a batched matrix-vector product of 2 x 2 blocks is ten times slower
-        A = self._factors
-        x = self.centres[k]
+        A, x = self._factors.to(k.device), self.centres.to(k.device)[k]
         for j in range(self.dim):
             x += A[k, :, j] * local[:, j : j + 1]
         return x
 
     def of_words(self, pick: Tensor, local: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Points made of random words, on whatever device these are: equal words make equal points.
+        """Points computed from random 32-bit words, on the words' device: equal words give equal points.
 
         Args:
-            pick: Words that choose the component, in [0, 2^32). Shape: (...).
-            local: Words that place the point in it, two for each pair of axes. Shape: (2 ceil(d/2), ...).
+            pick: Words that select the component, in [0, 2^32). Shape: (...).
+            local: Words that give the position within it, two for each pair of axes. Shape: (2 ceil(d/2), ...).
             dtype: Of the points.
 
         Returns:
@@ -152,9 +182,7 @@ class Components:
         """Log density in nats; -inf outside the support of a mixture of boxes only. Shape: (n, d) -> (n,)."""
         y, parts = x.double(), []
         if len(self.gauss_weight):
-            mean, chol, weight = (v.to(x.device) for v in (self.gauss_mean, self.gauss_chol, self.gauss_weight))
-            normal = torch.distributions.MultivariateNormal(mean, scale_tril=chol)
-            parts.append(normal.log_prob(y[:, None]) + weight.log())
+            parts.append(gaussian_log_probs(y, self.gauss_mean, self.gauss_chol) + self.gauss_weight.log().to(x.device))
         if len(self.box_weight):
             centre, frame, half = (v.to(x.device) for v in (self.box_centre, self.box_rotation, self.box_half))
             local = torch.einsum("nkd,kde->nke", y[:, None] - centre, frame)

@@ -1,11 +1,11 @@
 r"""The optimal denoiser of dequantised images.
 
-With fresh dequantisation noise a network's training set is no finite set of points but one of N boxes: pixel d of
-image i is uniform on the cell of its level :math:`k_{id}`. Given the image its pixels are independent, and
-:mod:`psmlib.exact.axis_laws` has the diffusion of each in closed form, so that the optimal denoiser of this law is
-exact too. Where sigma is many times the width of a cell it is that of the cells' middles, in
-:class:`psmlib.exact.finite_set.DiffusedData`, which costs far less; below, the latter would take dequantisation noise
-for diffusion noise.
+With fresh dequantisation noise a network is trained not on a finite set of points but on N boxes: pixel d of image i is
+uniform on the cell of its level :math:`k_{id}`. Given the image its pixels are independent, and
+:mod:`psmlib.exact.axis_laws` gives the diffused density of each in closed form, so the optimal denoiser is known
+exactly. Where sigma is many times the width of a cell it equals that of the cells' middles,
+:class:`psmlib.exact.finite_set.DiffusedData`, which costs far less; at smaller sigma the latter would mistake
+dequantisation noise for diffusion noise.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from psmlib.exact.axis_laws import Axis, uniform_axis
 from psmlib.process import Process, as_time, expand
 from psmlib.score import Score
 
-_NUMBERS = 2**20  # of one intermediate tensor; the laws of the axes keep some twenty of them
-_NOTHING = 1e-20  # a posterior weight that no sum would show
+_NUMBERS = 2**20  # in one intermediate tensor; axis_laws holds some twenty of them
+_NEGLIGIBLE = 1e-20  # posterior weights below this change no digit of a sum
 
 
 class Posterior(NamedTuple):
-    """What noisy images tell about the images that they come from.
+    """The posterior of the clean images given noisy ones.
 
     Attributes:
         log_density: Log density of x_t, in nats. Shape: (n,).
@@ -35,7 +35,7 @@ class Posterior(NamedTuple):
         mean: Expected x_0. Shape: (n, *shape).
         variance: Trace of the covariance of x_0. Shape: (n,).
         divergence: Of the score. Shape: (n,).
-        turned: Jacobian of the score times the tangent, or None. Shape: (n, *shape).
+        score_jvp: Jacobian of the score times the tangent, or None. Shape: (n, *shape).
     """
 
     log_density: Tensor
@@ -43,7 +43,7 @@ class Posterior(NamedTuple):
     mean: Tensor
     variance: Tensor
     divergence: Tensor
-    turned: Tensor | None
+    score_jvp: Tensor | None
 
 
 class DequantisedData(Score):
@@ -54,7 +54,8 @@ class DequantisedData(Score):
     .. math:: w_i = \mathrm{softmax}_i \sum_d \log q_{dk_{id}}(x_d),\qquad
               \varepsilon^*_d = -\sigma\sum_k P_{dk}\,a_{dk}(x_d),\qquad P_{dk} = \sum_i w_i\,1[k_{id} = k],
 
-    where nothing cancels as sigma goes to 0. In float64 inside; a point costs the laws of D K axes and N D additions.
+    where nothing cancels as sigma goes to 0. Computed in float64; a point costs the densities of D K axes and N D
+    additions.
 
     Args:
         levels: Whole levels of the images that training draws from. Shape: (N, C, H, W), uint8.
@@ -90,7 +91,7 @@ class DequantisedData(Score):
         self._first = torch.arange(dim, device=self.levels.device) * count  # each pixel's first row in a table
 
     @property
-    def home(self) -> dict:
+    def tensor_options(self) -> dict:
         return {"dtype": self.dtype, "device": self.levels.device}
 
     def _sums(self, table: Tensor, chosen: Tensor | slice = slice(None)) -> Tensor:
@@ -119,7 +120,7 @@ class DequantisedData(Score):
     def _posterior(self, x: Tensor, t: Tensor, u: Tensor | None) -> tuple[Tensor, ...]:
         axis, logits = self._log_weights(x, t)
         weight = logits.softmax(0)
-        chosen = (weight > _NOTHING).any(1).nonzero()[:, 0]
+        chosen = (weight > _NEGLIGIBLE).any(1).nonzero()[:, 0]
         weight = weight[chosen]
         share, data = self._shares(weight, chosen), self._middles + axis.mean
         score, mean = ((share * each).sum(2) for each in (axis.score, data))
@@ -129,11 +130,12 @@ class DequantisedData(Score):
         found = (logits.logsumexp(0) - math.log(len(self.levels)), score, mean, variance, divergence)
         if u is None:
             return found
-        along = self._shares(weight * self._sums(apart * u[..., None], chosen), chosen)  # for the images' covariance
+        # the covariance, under the posterior of the images, of their scores along u
+        along = self._shares(weight * self._sums(apart * u[..., None], chosen), chosen)
         return *found, (share * axis.curvature).sum(2) * u + (along * apart).sum(2)
 
     def _in_pieces(self, f: Callable, x: Tensor, t: float | Tensor, u: Tensor | None = None) -> list[Tensor]:
-        """f(x, t, u) on flat points in float64, as many at a time as memory should hold."""
+        """f(x, t, u) on flat points in float64, in pieces that limit the memory."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x must have shape (n, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
         t = as_time(t, x).double()
@@ -148,13 +150,13 @@ class DequantisedData(Score):
         return [torch.cat(part) for part in zip(*parts, strict=True)]
 
     def posterior(self, x: Tensor, t: float | Tensor, tangent: Tensor | None = None) -> Posterior:
-        """Everything that one pass over the images tells."""
+        """The posterior of x_0 given x_t = x, from one pass over the images."""
         found = [value.to(x.dtype) for value in self._in_pieces(self._posterior, x, t, tangent)]
         found = [value.reshape(x.shape) if value.dim() == 2 else value for value in found]
         return Posterior(*found, *[None] * (tangent is None))
 
     def top_weights(self, x: Tensor, t: float | Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k images that x most probably comes from: probabilities and indices. Shapes: (n, k)."""
+        """The k images with the largest posterior probability given x: probabilities and indices. Shapes: (n, k)."""
         weight, index = self._in_pieces(lambda *given: self._log_weights(*given)[1].softmax(0).mT.topk(k), x, t)
         return weight.to(x.dtype), index
 
@@ -171,7 +173,7 @@ class DequantisedData(Score):
 
     def predict_jvp(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         found, sigma = self.posterior(x, t, u), self._sigma(x, t)
-        return -sigma * found.score, -sigma * found.turned
+        return -sigma * found.score, -sigma * found.score_jvp
 
     def score(self, x: Tensor, t: float | Tensor) -> Tensor:
         return self.posterior(x, t).score

@@ -1,7 +1,7 @@
-r"""Expectations under the law of x_t of a toy, and integrals over time against the rate of log SNR.
+r"""Expectations under the distribution of x_t of a mixture, and integrals over time against the rate of log SNR.
 
-Both are deterministic wherever the toy is smooth enough, so that differences of a billionth between two expectations
-can be told; elsewhere independent repeats give standard errors.
+Both are deterministic where the density is smooth enough, so that differences of 1e-9 between two expectations can be
+resolved; elsewhere independent repeats give standard errors.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from psmlib import standard_errors
 from psmlib.exact.components import Components
 from psmlib.exact.mixture import DiffusedMixture
 from psmlib.process import EDM, Process
@@ -28,15 +29,15 @@ _NODES, _WEIGHTS = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss
 
 @dataclass(frozen=True)
 class Quadrature:
-    r"""Expectations under the law of x_t: by the trapezoidal rule where that is affordable, else by Sobol points.
+    r"""Expectations under the distribution of x_t: by the trapezoidal rule if affordable, else by Sobol points.
 
-    For a density that is smooth on a scale the trapezoidal rule on a grid finer than it is exact to many digits. The
-    scale is the smallest standard deviation of a component, and :math:`\sigma(t)` where the toy has boxes, so in the
-    plane the grid serves from some noise level on. Below it: scrambled Sobol points in each component in turn, the
-    same ones at all times, with independent repeats that give standard errors.
+    For a density that is smooth on some scale, the trapezoidal rule on a grid finer than that scale is exact to many
+    digits. The scale is the smallest standard deviation of a component, and :math:`\sigma(t)` if there are boxes, so in
+    the plane the grid is used from some noise level on. Below it: scrambled Sobol points in each component, the same
+    ones at all times, with independent repeats that give standard errors.
 
     Attributes:
-        toy: The law of x_0.
+        toy: The distribution of x_0.
         step: Spacing of the grid, in units of the scale; by default 1/4 on the line and 0.4 elsewhere.
         reach: How far the grid goes beyond each component, in its standard deviations.
         limit: Points up to which a grid is used; 0 for Sobol points alone.
@@ -57,7 +58,7 @@ class Quadrature:
         return {}
 
     def law(self, process: Process) -> DiffusedMixture:
-        """The exact law of the toy under a process, made once."""
+        """The exact distribution under a process, made once."""
         if process not in self._laws:
             self._laws[process] = DiffusedMixture(self.toy, process)
         return self._laws[process]
@@ -67,9 +68,12 @@ class Quadrature:
         return self._grid(process, t) or self._sobol(self._draws, process, t)
 
     def data(self) -> tuple[Tensor, Tensor]:
-        """Points of the data, as cheap to judge as they are many, and their weights. Shapes: (r, n, d), (r, n)."""
-        at_rest = EDM()
-        return self._grid(at_rest, 0.0) or self._sobol(self._draw(self._log2 + 4), at_rest, 0.0)
+        """Points of the data and their weights; 16 times as many Sobol points, as densities of x_0 are cheap.
+
+        Shapes: (r, n, d), (r, n).
+        """
+        no_noise = EDM()
+        return self._grid(no_noise, 0.0) or self._sobol(self._draw(self._log2 + 4), no_noise, 0.0)
 
     def _grid(self, process: Process, t: float) -> tuple[Tensor, Tensor] | None:
         toy, alpha, sigma = self.toy, float(process.alpha(t)), float(process.sigma(t))
@@ -118,12 +122,12 @@ class Quadrature:
         return x.flatten(1, 2), weight.flatten().expand(len(x), -1)
 
 
-def average(rule: Quadrature, process: Process, t: float, f: Callable[[Tensor], Tensor]) -> Tensor:
+def expectation(rule: Quadrature, process: Process, t: float, f: Callable[[Tensor], Tensor]) -> Tensor:
     """Expectation of f(x_t), (n, d) -> (n,), one for each repeat of the rule. Shape: (r,)."""
-    return weigh(rule.points(process, t), f)
+    return weighted_sum(rule.points(process, t), f)
 
 
-def weigh(points: tuple[Tensor, Tensor], f: Callable[[Tensor], Tensor]) -> Tensor:
+def weighted_sum(points: tuple[Tensor, Tensor], f: Callable[[Tensor], Tensor]) -> Tensor:
     """Weighted sum of f over points of :class:`Quadrature`, one for each repeat. Shape: (r,)."""
     x, weight = points
     return (weight * f(x.flatten(0, 1)).reshape(weight.shape)).sum(1)
@@ -131,16 +135,17 @@ def weigh(points: tuple[Tensor, Tensor], f: Callable[[Tensor], Tensor]) -> Tenso
 
 def estimate(values: Tensor) -> tuple[float, float]:
     """Mean and standard error over repeats, the latter 0 for a deterministic rule. Shape: (r,)."""
-    return float(values.mean()), float(values.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
+    value, error = standard_errors.mean(values)
+    return value, error or 0.0
 
 
 def component_average(
     mixture: Components, f, *, process: Process | None = None, t: float = 0.0, m: int | None = None, repeats: int = 8
 ) -> tuple[float, float]:
-    """Expectation of f(x_t) under the exact law, by scrambled Sobol points in each component in turn.
+    """Expectation of f(x_t) under the exact distribution, by scrambled Sobol points in each component.
 
     Args:
-        mixture: The law of x_0.
+        mixture: The distribution of x_0.
         f: Maps points (n, d) to values (n,).
         process: How x_0 is diffused; needed for t > 0.
         t: The time.
@@ -158,13 +163,14 @@ def component_average(
     """
     m = max(6, 13 - int(math.log2(len(mixture.weights)))) if m is None else m
     rule = Quadrature(mixture, limit=0, m=m, repeats=repeats)
-    return estimate(average(rule, process or EDM(), t, f))
+    return estimate(expectation(rule, process or EDM(), t, f))
 
 
 def time_rule(process: Process, edges: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
     """Nodes and weights for integrals against the rate of log SNR, between edges where integrands may jump.
 
-    Four Gauss-Legendre nodes in log t on each unit of log SNR: both resolve t -> 0, where the rate is that of log t.
+    Four Gauss-Legendre nodes in log t on each unit of log SNR. Both variables resolve t -> 0, where the rate of log SNR
+    is proportional to that of log t.
 
     Args:
         process: Gives log SNR.

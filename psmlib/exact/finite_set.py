@@ -1,8 +1,8 @@
-r"""The exact law of a diffused data set: the score that a network would learn from those points and no others.
+r"""The exact score of a diffused finite data set, the minimiser of the training loss on that set.
 
-After time t a finite set :math:`y_1..y_N` has become a mixture of N Gaussians of width :math:`\sigma(t)`, whose score
-is known (:mod:`psmlib.kernels.optimal_denoiser`). It is the minimiser of the training loss; a network that is better
-on new data than this has not learned its training data less well, but differently.
+At time t the points :math:`y_1..y_N` have become a mixture of N Gaussians of width :math:`\sigma(t)`, whose score is
+known (:mod:`psmlib.kernels.optimal_denoiser`). A network that does better than this on new data generalises: it differs
+from the minimiser of its training loss.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class DiffusedData(Score):
     """The exact Score of a finite data set under a process.
 
     Args:
-        data: The points; their dtype and device are those that x must have. Shape: (N, *shape).
+        data: The points; x must have their dtype and device. Shape: (N, *shape).
         process: The process.
 
     Raises:
-        ValueError: for data of integers, with bad values, or none at all; later for x of another shape or dtype, and
-            for times at which there is no noise.
+        ValueError: for integer, infinite, NaN or empty data; later for x of another shape or dtype, and for times at
+            which there is no noise.
 
     Example:
         >>> import torch
@@ -49,19 +49,19 @@ class DiffusedData(Score):
         self.data, self.process = data, process
 
     @property
-    def home(self) -> dict:
+    def tensor_options(self) -> dict:
         return {"dtype": self.data.dtype, "device": self.data.device}
 
     def _coefficients(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        t = as_time(t, x).double()  # near 0 both coefficients would lose their digits in single precision
+        t = as_time(t, x).double()  # near t = 0 both coefficients lose their digits in single precision
         return self.process.alpha(t), self.process.sigma(t)
 
     def posterior(self, x: Tensor, t: float | Tensor, tangent: Tensor | None = None) -> Posterior:
-        """Everything that one pass over the data tells about x_0 given x_t = x."""
+        """The posterior of x_0 given x_t = x, from one pass over the data."""
         return posterior(x, self.data, *self._coefficients(x, t), tangent=tangent)
 
     def top_weights(self, x: Tensor, t: float | Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k data points that x most probably comes from: probabilities and indices. Shapes: (n, k)."""
+        """The k data points with the largest posterior probability given x, and their indices. Shapes: (n, k)."""
         return top_weights(x, self.data, *self._coefficients(x, t), k)
 
     def log_prob(self, x: Tensor, t: float | Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class DiffusedData(Score):
         return optimal_denoiser(x, self.data, *self._coefficients(x, t))
 
     def score(self, x: Tensor, t: float | Tensor) -> Tensor:
-        return -self.predict(x, t) / expand(self._coefficients(x, t)[1], x)  # also where alpha is 0 and a flow ends
+        return -self.predict(x, t) / expand(self._coefficients(x, t)[1], x)  # valid also where alpha is 0
 
     def denoised(self, x: Tensor, t: float | Tensor) -> Tensor:
         return self.posterior(x, t).mean
@@ -85,7 +85,7 @@ class DiffusedData(Score):
         return score_divergence(x, self.data, *self._coefficients(x, t))
 
     def _flow(self, x: Tensor, t: float | Tensor) -> tuple[Posterior, Tensor, Tensor, Tensor]:
-        """Posterior, velocity and the rates of alpha and sigma; without a division by alpha."""
+        """Posterior, velocity and the rates of alpha and sigma, computed without dividing by alpha."""
         t = as_time(t, x).double()
         found, down, up = self.posterior(x, t), self.process.alpha_rate(t), self.process.sigma_rate(t)
         return found, expand(down, x) * found.mean + expand(up, x) * found.eps, down, up

@@ -1,4 +1,4 @@
-"""Floors: what a perfect score would report as NLL and as loss, by quasi-Monte Carlo under the exact law."""
+"""Floors: the NLL and the loss of a perfect score, by quasi-Monte Carlo under the exact distribution."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from psmlib.process import Process, as_time
 
 
 def nll_floor(mixture: Components, process: Process, t0: float, **kw) -> tuple[float, float]:
-    r"""What a perfect score would report: :math:`-E\log p_{t_0}(x_0)`, x_0 fed in at t_0 without noise.
+    r"""The NLL of a perfect score: :math:`-E\log p_{t_0}(x_0)`, with x_0 inserted at t_0 without noise.
 
     Returns:
         The floor and its standard error, in nats.
@@ -28,8 +28,8 @@ def nll_floor(mixture: Components, process: Process, t0: float, **kw) -> tuple[f
 def irreducible_loss(mixture: Components, process: Process, t: float, kind: str = "eps", **kw) -> tuple[float, float]:
     r"""The denoising loss of the exact score per axis, :math:`E|y - E[y|x_t]|^2/d`, for y the ``kind`` of target.
 
-    With posterior covariance C, x_0 = given x_t leaves eps = (x_t - alpha x_0)/sigma and the velocity a linear
-    function of x_0, so the loss is a multiple of E tr C.
+    Given x_t, every target, such as eps = (x_t - alpha x_0)/sigma, is a linear function of x_0, so the loss is a
+    multiple of E tr C with C the posterior covariance of x_0.
 
     Returns:
         The loss and its standard error.

@@ -1,4 +1,4 @@
-r"""A Gaussian under a process, as a Score: the linear answer, in the eigenbasis of the covariance."""
+r"""The exact score of a diffused Gaussian, a linear function of x, in the eigenbasis of the covariance."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class GaussianScore(Score):
     .. math:: x_t\sim N(\alpha m, \alpha^2 C+\sigma^2 I),\qquad
               \varepsilon^* = V\,\frac{\sigma}{\alpha^2\Lambda+\sigma^2}\,V^\top(x_t-\alpha m),
 
-    two matrix products at any time. Every other prediction is the same with another diagonal.
+    two matrix products at any time. Every other prediction differs in the diagonal matrix alone.
 
     Args:
-        mean: Its dtype and device are those in which answers are best asked for. Shape: (\*shape).
+        mean: Its dtype and device are the Score's ``tensor_options``. Shape: (\*shape).
         covariance: Shape: (d, d), d the number of values in ``mean``.
         process: The process.
 
@@ -31,7 +31,7 @@ class GaussianScore(Score):
     Example:
         >>> from psmlib.process import VP
         >>> unit = GaussianScore(torch.zeros(1, 2, 2), torch.eye(4), VP(0., 10.))
-        >>> unit.score(torch.ones(1, 1, 2, 2), .3).flatten().tolist()               # N(0, I) stays as it is
+        >>> unit.score(torch.ones(1, 1, 2, 2), .3).flatten().tolist()               # VP leaves N(0, I) unchanged
         [-1.0, -1.0, -1.0, -1.0]
     """
 
@@ -50,7 +50,7 @@ class GaussianScore(Score):
         self._kept: dict[tuple, tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
-    def home(self) -> dict:
+    def tensor_options(self) -> dict:
         return {"dtype": self.mean.dtype, "device": self.mean.device}
 
     def _law(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +65,7 @@ class GaussianScore(Score):
     def _gain(self, x: Tensor, t: float | Tensor, kind: str) -> tuple[Tensor, Tensor | float, Tensor]:
         """Diagonal of the linear map from x - alpha m to a prediction, factor of m in it, and alpha: (1 or n, d or 1).
 
-        In float64: near t = 0 the coefficients would lose their digits in single precision.
+        In float64, because near t = 0 the coefficients lose their digits in single precision.
         """
         t, values = as_time(t, x).double().reshape(-1, 1), self._law(x)[2]
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
@@ -83,13 +83,13 @@ class GaussianScore(Score):
         vectors = self._law(x)[1]
         return (u.flatten(1) @ vectors * gain.to(x.dtype)) @ vectors.mT
 
-    def _read(self, x: Tensor, t: float | Tensor, kind: str) -> Tensor:
+    def _predict_as(self, x: Tensor, t: float | Tensor, kind: str) -> Tensor:
         (gain, start, alpha), mean = self._gain(x, t, kind), self._law(x)[0]
         shift = (start * torch.ones_like(alpha)).to(x.dtype) * mean
         return (shift + self._map(x, gain, x.flatten(1) - alpha.to(x.dtype) * mean)).reshape(x.shape)
 
     def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
-        return self._read(x, t, "eps")
+        return self._predict_as(x, t, "eps")
 
     def predict_jvp(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         return self.predict(x, t), self._map(x, self._gain(x, t, "eps")[0], u).reshape(x.shape)

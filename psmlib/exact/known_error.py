@@ -1,10 +1,10 @@
-r"""A score with a known error: the trade-off of diffusion time without training.
+r"""A score with a known error, which shows the trade-off of diffusion time without training.
 
-The predicted noise is moved by :math:`\delta(t)` along a fixed direction, so the price of the error is known:
+:math:`\delta(t)` is added to the predicted noise along a fixed direction, so the loss of evidence is known:
 
 .. math:: G = \frac12\int_\epsilon^T \frac{g^2}{\sigma^2}\,\delta^2\,dt .
 
-A constant :math:`\delta` costs :math:`\delta^2/2` for each unit of log SNR, without end as :math:`\epsilon\to0`; an
+A constant :math:`\delta` costs :math:`\delta^2/2` for each unit of log SNR, which diverges as :math:`\epsilon\to0`; an
 error :math:`\delta = c\,\sigma(t)`, which is c in the score at all times, costs :math:`\tfrac12c^2\int g^2`.
 """
 
@@ -22,22 +22,22 @@ from psmlib.process import as_time, expand
 from psmlib.score import Score
 
 
-class Perturbed(Score):
-    """A Score that predicts noise, moved along a direction.
+class ScoreWithError(Score):
+    """A Score that predicts noise, plus a vector of known length.
 
     Args:
         score: Exact or trained.
         size: The length of the error in the predicted noise: a number, or a function of times of shape () or (n,).
-        direction: Made a unit vector; all axes alike by default. Shape: (\\*shape).
+        direction: Of the error, normalised here; by default equal along all axes. Shape: (\\*shape).
 
     Raises:
-        ValueError: when the score predicts something else than noise, or the direction has no length.
+        ValueError: when the score does not predict noise, or the direction is zero.
 
     Example:
         >>> from psmlib.data.toys import Mixture
         >>> from psmlib.process import VP
         >>> vp = VP()
-        >>> off = Perturbed(Mixture(gaussians=[(1., [0.], 1.)]).diffused(vp), lambda t: .5 * vp.sigma(t))
+        >>> off = ScoreWithError(Mixture(gaussians=[(1., [0.], 1.)]).diffused(vp), lambda t: .5 * vp.sigma(t))
         >>> float(off.score(torch.zeros(1, 1, dtype=torch.float64), .3))
         -0.5
         >>> abs(off.gap(1., eps=1e-6) - .5**2 / 2 * float(vp.integral(1.) - vp.integral(1e-6))) < 1e-9
@@ -58,22 +58,22 @@ class Perturbed(Score):
             raise ValueError(f"direction must have a length, got {direction}: leave it out for all axes alike")
 
     @property
-    def home(self) -> dict:
-        return self.exact.home
+    def tensor_options(self) -> dict:
+        return self.exact.tensor_options
 
-    def on_block(self, t: float) -> Perturbed:
+    def on_block(self, t: float) -> ScoreWithError:
         other = copy.copy(self)
         other.exact = self.exact.on_block(t)
         return other
 
-    def clock(self, t: float | Tensor) -> float | Tensor:
-        return self.exact.clock(t)
+    def coefficient_time(self, t: float | Tensor) -> float | Tensor:
+        return self.exact.coefficient_time(t)
 
     def _length(self, t: Tensor) -> Tensor:
         return self.size(t) if callable(self.size) else torch.full_like(t, self.size)
 
     def error(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """What is added to the predicted noise. Shape: (n, *shape)."""
+        """The error added to the predicted noise. Shape: (n, *shape)."""
         way = x.new_ones(x.shape[1:]) if self.direction is None else self.direction.to(x)
         return expand(self._length(as_time(t, x)), x) * (way / way.norm()).expand_as(x)
 
@@ -92,7 +92,7 @@ class Perturbed(Score):
         return self.exact.differentiable(x, t) + self.error(x, t).to(x.dtype)
 
     def gap(self, T: float, *, eps: float | None = None) -> float:
-        """What the error costs on [eps, T] when the score under it is exact, in nats: an integral over time alone.
+        """The loss of evidence G on [eps, T] in nats, if the underlying score is exact: an integral over time.
 
         Raises:
             ValueError: unless 0 < eps < T <= process.T.

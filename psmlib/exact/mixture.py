@@ -1,7 +1,7 @@
-r"""The exact law of a diffused toy: density, score, their derivatives and the posterior at every time.
+r"""The exact distribution of a diffused mixture: density, score, their derivatives and the posterior at every time.
 
-Each component of a mixture is a product of one-dimensional densities in a rotated frame, and so is its diffusion;
-:mod:`psmlib.exact.axis_laws` has those of one axis.
+Each component of a mixture is a product of one-dimensional densities in a rotated frame, and stays one under diffusion;
+:mod:`psmlib.exact.axis_laws` gives the densities along one axis.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class DiffusedMixture(Score):
         >>> from psmlib.process import VP
         >>> exact = HG().diffused(VP(0., 10.))
         >>> x = torch.tensor([[.45, .8]], dtype=torch.float64)
-        >>> exact.score(x, 1e-3).abs().max() < 1e-6        # deep inside a bar nothing pulls
+        >>> exact.score(x, 1e-3).abs().max() < 1e-6        # the density is flat deep inside a bar
         tensor(True)
     """
 
@@ -44,7 +44,7 @@ class DiffusedMixture(Score):
         self._local_centres = torch.einsum("kd,kde->ke", mixture.centres, self._frames)
 
     def _each(self, x: Tensor, t: Tensor, gaussian, uniform) -> tuple[list[Tensor], Tensor, Tensor]:
-        """What two laws say of every axis, with the signal and noise coefficients of shape () or (n, 1, 1)."""
+        """One function for Gaussian axes and one for uniform axes, applied to all; alpha, sigma: () or (n, 1, 1)."""
         t = as_time(t, x).double()
         alpha, sigma = self.process.alpha(t), self.process.sigma(t).clamp_min(1e-9)
         if alpha.dim():
@@ -58,7 +58,7 @@ class DiffusedMixture(Score):
         return parts, alpha, sigma
 
     def _axes(self, x: Tensor, t: float | Tensor) -> tuple[Axis, Tensor, Tensor]:
-        """Every axis of every component, and the coefficients."""
+        """Density and posterior along every axis of every component, and the coefficients alpha and sigma."""
         parts, alpha, sigma = self._each(x, t, gaussian_axis, uniform_axis)
         return Axis(*(torch.cat(p, 1) for p in zip(*parts, strict=True))), alpha, sigma
 
@@ -69,20 +69,20 @@ class DiffusedMixture(Score):
     def _weigh(self, axis: Axis) -> tuple[Tensor, Tensor]:
         """Log density (n,) and the posterior probability of each component (n, k)."""
         logits = axis.log_density.sum(-1) + self._log_weights.to(axis.log_density.device)
-        # softmax, because far out exp(logits - total) adds up to one only as well as total is rounded
+        # softmax, because far from all components the rounding of total keeps exp(logits - total) from summing to one
         return torch.logsumexp(logits, 1), torch.softmax(logits, 1)
 
     def _turn(self, local: Tensor) -> Tensor:
-        """Vectors from component frames to the plane: (n, k, d) -> (n, k, d)."""
+        """Rotates vectors from the components' frames to the common one: (n, k, d) -> (n, k, d)."""
         return torch.einsum("nke,kde->nkd", local, self._frames.to(local.device))
 
     def _spread(self, diagonal: Tensor, weight: Tensor) -> Tensor:
-        """Weighted sum of component matrices given by their diagonals in component frames: -> (n, d, d)."""
+        """Weighted sum over components of matrices that are diagonal in their frames: -> (n, d, d)."""
         frames = self._frames.to(diagonal.device)
         return torch.einsum("nke,kde,kfe->ndf", weight[..., None] * diagonal, frames, frames)
 
     def _in_chunks(self, f, x: Tensor, t: float | Tensor):
-        """Applies f(x, t) piece by piece: a piece of (n, k, d) intermediates stays in the cache."""
+        """Applies f(x, t) to pieces of x so small that intermediates of shape (n, k, d) fit in the cache."""
         if x.dim() != 2 or x.shape[1] != self.mixture.dim:
             raise ValueError(f"x must have shape (n, {self.mixture.dim}) for {self.mixture.name}, got {tuple(x.shape)}")
         t = as_time(t, x).double()  # 1 - alpha would lose its digits in single precision
@@ -135,7 +135,7 @@ class DiffusedMixture(Score):
         weight = self._weigh(axis)[1]
         each = self._turn(axis.score)
         apart = each - (weight[..., None] * each).sum(1, keepdim=True)
-        # the frames turn no traces: tr H_k is the sum of the curvatures, and H_k a is turned back from local a
+        # rotations leave traces unchanged: tr H_k is the sum of the curvatures; H_k a is computed in the frame of k
         local = torch.einsum("nkd,kde->nke", apart, self._frames.to(x.device))
         trace = (axis.curvature + local**2).sum(-1, keepdim=True)
         slope = (alpha / sigma**2) ** 3 * self._third(x, t) + 2 * axis.curvature * local
@@ -178,16 +178,16 @@ class DiffusedMixture(Score):
         .. math:: \partial_t \log p = E\left[\frac{\dot\alpha}{\sigma^2}\,y\cdot(x-\alpha y)
                   + \frac{\dot\sigma}{\sigma}\left(\frac{|x-\alpha y|^2}{\sigma^2} - d\right)\Big|\,x\right]
 
-        and no Fokker-Planck equation is needed. Along an axis of a component, with s and c the slope and curvature
-        of its log density, M and V the posterior mean and variance, :math:`x-\alpha M=-\sigma^2 s` and
-        :math:`\alpha^2V/\sigma^2 - 1=\sigma^2c` make it
-        :math:`\sigma\dot\sigma(s^2 + c) - \dot\alpha(M s + \alpha V/\sigma^2)`, where nothing cancels. (Where alpha
-        is constant that reads as the heat equation: what stands apart from it is a difference of log_prob in time.)
+        which does not use the Fokker-Planck equation. Along an axis of a component, let s and c be the slope and
+        curvature of its log density, M and V the posterior mean and variance. With :math:`x-\alpha M=-\sigma^2 s` and
+        :math:`\alpha^2V/\sigma^2 - 1=\sigma^2c` the axis contributes
+        :math:`\sigma\dot\sigma(s^2 + c) - \dot\alpha(M s + \alpha V/\sigma^2)`, without cancellation. (For constant
+        alpha this is the heat equation; an independent check is the difference of log_prob in time.)
 
         Shape: (n, d) -> (n,).
 
         Raises:
-            ValueError: where sigma(t) = 0: at the edge of a box the derivative does not exist there.
+            ValueError: where sigma(t) = 0, because the derivative does not exist at the edge of a box.
 
         Example:
             >>> from psmlib.data.toys import Mixture
@@ -203,7 +203,7 @@ class DiffusedMixture(Score):
         axis, alpha, sigma = self._axes(x, t)
         weight, (down, up) = self._weigh(axis)[1], self._rates(t)
         mean, third, gain = self._local_centres.to(x.device) + axis.mean, self._third(x, t), alpha / sigma**2
-        # d/dx of what each_log_prob_rate adds up: dM/dx = gain V, dV/dx = gain K, dc/dx = gain^3 K
+        # d/dx of the terms of each_log_prob_rate: dM/dx = gain V, dV/dx = gain K, dc/dx = gain^3 K
         fade = gain * axis.variance * axis.score + mean * axis.curvature + gain**2 * third
         slope = up * (2 * axis.score * axis.curvature + gain**3 * third) - down * fade
         rate = self._each_log_prob_rate(axis, alpha, sigma, t)

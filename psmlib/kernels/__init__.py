@@ -1,4 +1,4 @@
-"""Compute cores, one per file, each with its plain-torch reference ``x_ref`` beside it."""
+"""Compute kernels, one per file: the plain-torch reference ``x_ref`` and, where there is one, its Triton kernel."""
 
 from psmlib.kernels.optimal_denoiser import optimal_denoiser
 

@@ -1,11 +1,11 @@
 r"""Forward, gradient and Jacobian of a bank of ELU networks, without automatic differentiation.
 
 For each network :math:`z_{l} = h_{l} W_l + b_l`, :math:`h_{l+1} = \mathrm{elu}(z_l)`, last layer linear. One flat
-vector holds a network's parameters, so that Adam is a handful of passes over it. The K networks run as
-batched matrix products; on a CPU the caller hands over one at a time, which keeps its activations in the cache.
+vector holds a network's parameters, so that Adam is a few passes over it. The K networks run as batched matrix
+products; on a CPU the caller passes one network at a time, which keeps its activations in the cache.
 
 ELU is computed as max(z, 0) + e - 1 with e = exp(min(z, 0)); e is also its derivative. That is several times
-faster than ``torch.nn.functional.elu``, which calls expm1, and it saves the backward pass a recomputation.
+faster than ``torch.nn.functional.elu``, which calls expm1, and the backward pass need not compute the derivative again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def bank_mlp_ref(flat: Tensor, widths: Sequence[int], h: Tensor) -> Tensor:
 
 
 class BankMLP:
-    """Buffers and order of work for one batch shape; reuse it from step to step.
+    """Forward and backward passes with buffers for one batch shape, to be reused from step to step.
 
     Args:
         widths: Layer widths, input first.
@@ -77,7 +77,7 @@ class BankMLP:
         self._views: dict[int, tuple[Tensor, list]] = {}
 
     def _layers(self, flat: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Cached views: making them anew costs as much as a small matrix product."""
+        """Cached views: creating them costs as much as a small matrix product."""
         held = self._views.get(id(flat))
         if held is None or held[0] is not flat:
             if len(self._views) > 8:
@@ -95,7 +95,7 @@ class BankMLP:
                 h.clamp_(min=0).add_(e).sub_(1)
         return h
 
-    def gradient(self, flat: Tensor, h: Tensor, target: Tensor, grad: Tensor) -> Tensor:
+    def gradient(self, flat: Tensor, h: Tensor, target: Tensor, grad: Tensor, weight: Tensor | None = None) -> Tensor:
         """Writes the gradient of the mean squared error into ``grad`` and returns the error of each network.
 
         Args:
@@ -103,15 +103,20 @@ class BankMLP:
             h: Inputs. Shape: (K, B, F).
             target: Shape: (K, B, out).
             grad: Output buffer. Shape: (K, P).
+            weight: Of each row's squared error; 1 by default. Shape: (K, B).
 
         Returns:
-            Mean squared errors over batch and axes. Shape: (K,).
+            Mean (weighted) squared errors over batch and axes. Shape: (K,).
         """
         if not self._delta:
             self._delta = [torch.empty_like(a) for a in self._act]
         inputs = [h, *self._act[:-1]]
         delta = torch.sub(self.forward(flat, h), target, out=self._delta[-1])
-        loss = delta.square().mean((1, 2))
+        if weight is None:
+            loss = delta.square().mean((1, 2))
+        else:
+            loss = (delta.square().mean(2) * weight).mean(1)
+            delta.mul_(weight[..., None])
         delta.mul_(2 / (target.shape[1] * target.shape[2]))
         stack, grads = self._layers(flat), self._layers(grad)
         for i in range(len(stack) - 1, -1, -1):
@@ -125,8 +130,7 @@ class BankMLP:
     def jacobian(self, flat: Tensor, h: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs and their derivatives along several input directions, in one forward pass.
 
-        Values and tangents travel as rows of one matrix product. Make the object with
-        ``like`` of shape (K, (1 + m) B, F).
+        Values and tangents are rows of one matrix product. Make the object with ``like`` of shape (K, (1 + m) B, F).
 
         Args:
             flat: Parameters. Shape: (K, P).
@@ -149,11 +153,11 @@ class BankMLP:
         return z[:, :B], z[:, B:].unflatten(1, (m, B))
 
     def trace(self, flat: Tensor, h: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Outputs, and the sum over j of the derivative of output j along direction j, the same at all points.
+        r"""Outputs, and the sum over j of the derivative of output j along direction j, common to all points.
 
         The chain of Jacobians is contracted from both ends: directions are pushed forward to the last but one
-        hidden layer, outputs are pulled back to it through the last. Directions and outputs go into the weights,
-        so that a product takes one row of slopes a point instead of m rows of tangents.
+        hidden layer, outputs are pulled back to it through the last. Directions and outputs are multiplied into the
+        weights, so that a product takes one row of slopes per point instead of m rows of tangents.
 
         Args:
             flat: Parameters. Shape: (K, P).
@@ -172,7 +176,7 @@ class BankMLP:
             else:
                 moved = (moved * self._slope[i][:, :, None]).flatten(1, 2)
                 moved = torch.bmm(moved, weights[i + 1]).unflatten(1, (-1, m))
-        if last < 1:  # a single hidden layer, or none, has nothing to pull back through
+        if last < 1:  # with one hidden layer, or none, there is nothing to pull back through
             pairs = (moved * weights[-1].mT[:, None]).sum(2) if last == 0 else moved.diagonal(dim1=2, dim2=3)
             return value, (pairs * self._slope[0] if last == 0 else pairs).sum(-1).expand(value.shape[:2])
         pulled = weights[-1][..., None] * weights[last].mT[:, :, None]
@@ -183,7 +187,7 @@ class BankMLP:
         return value, total.mul_(self._slope[last - 1]).sum(-1)
 
     def _wide(self, name: str, rows: Tensor, matrix: Tensor) -> Tensor:
-        """A product into a buffer kept under ``name``: fresh memory would cost as much as the product."""
+        """A product into a buffer kept under ``name``: new memory would cost as much as the product."""
         shape = (*rows.shape[:2], matrix.shape[2])
         if name not in self._spare or self._spare[name].shape != shape:
             self._spare[name] = rows.new_empty(shape)

@@ -1,13 +1,13 @@
-r"""Adam updates of a whole bank: gradient and step of K networks, for a stretch of batches.
+r"""Adam updates of a whole bank in torch: gradient and step of K networks, for a sequence of batches.
 
 *Kernel profile.* For K networks of widths F-a-b-c-d and batches of B rows a step does about
 :math:`6KB(Fa+ab+bc+cd)` operations: forward, deltas and weight gradients, 2 each. For K = 200, B = 512 and the paper's
 4-100-150-100-2 that is 19 Gflop. Parameters and Adam's moments are read and written once, 7 x 25 MB. In single steps,
 activations and deltas go through memory about four times each, 1.1 GB; fused they are written once and read once,
-0.6 GB. So the fused kernels are two (:mod:`psmlib.kernels.fused_updates`): one carries a tile of rows forward and
-back through all layers on the chip and leaves activations and deltas, the other makes a tile of a weight gradient of
-them and takes Adam's step with it at once, so that no gradient is ever written. It also renews the copies that the
-first one reads of the hidden matrices, laid out and rounded for tensor cores, another 50 MB.
+0.6 GB. So there are two fused Triton kernels (:mod:`psmlib.kernels.fused_updates`): one carries a tile of rows forward
+and back through all layers on the chip and stores activations and deltas, the other computes a tile of a weight
+gradient from them and takes Adam's step with it at once, so that no gradient is ever written. It also renews the copies
+of the hidden matrices that the first one reads, laid out and rounded for tensor cores, another 50 MB.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from psmlib.kernels.bank_mlp import BankMLP
 from psmlib.machine.cuda_graph import Captured
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
-"""Adam's constants, those of :class:`psmlib.training.optim.Adam`."""
+"""Adam's constants (Kingma and Ba, 2015)."""
 
 
 def adam_rates(rate: Callable[[int], float], done: int, n: int) -> Tensor:
@@ -41,20 +41,24 @@ def adam_rates(rate: Callable[[int], float], done: int, n: int) -> Tensor:
         >>> [[round(float(v), 4) for v in row] for row in adam_rates(lambda i: 1e-3, 0, 2)]
         [[0.01, 31.6228], [0.0053, 22.3663]]
     """
-    counts = range(done + 1, done + n + 1)
-    rows = [(rate(i - 1) / (1 - BETA1**i), 1 / math.sqrt(1 - BETA2**i)) for i in counts]
-    return torch.tensor(rows, dtype=torch.float64)
+    return torch.tensor([adam_rate(rate(i - 1), i) for i in range(done + 1, done + n + 1)], dtype=torch.float64)
 
 
-def adam_step(params: Tensor, grad: Tensor, mean: Tensor, square: Tensor, rates: Tensor) -> None:
-    """Adam's step with its rates on the device, where a graph can be given new ones; ``grad`` is overwritten.
+def adam_rate(lr: float, count: int) -> tuple[float, float]:
+    """A row of :func:`adam_rates`, for the step number ``count``, from 1."""
+    return lr / (1 - BETA1**count), 1 / math.sqrt(1 - BETA2**count)
+
+
+def adam_step(params: Tensor, grad: Tensor, mean: Tensor, square: Tensor, rates: Tensor | tuple[float, float]) -> None:
+    """Adam's step (Kingma and Ba, 2015, Algorithm 1); ``grad`` is overwritten.
 
     Args:
         params: Changed in place, as are the moments. Shape: any.
         grad: Shape: that of ``params``.
         mean: First moments, likewise.
         square: Second moments, likewise.
-        rates: A row of :func:`adam_rates`. Shape: (2,).
+        rates: A row of :func:`adam_rates`, as numbers or, where a recorded graph is to be given new ones, as a tensor
+            on the device. Shape: (2,).
 
     Example:
         >>> p, g = torch.ones(1, 3), torch.full((1, 3), 2.0)
@@ -64,12 +68,16 @@ def adam_step(params: Tensor, grad: Tensor, mean: Tensor, square: Tensor, rates:
     """
     mean.lerp_(grad, 1 - BETA1)
     square.mul_(BETA2).addcmul_(grad, grad, value=1 - BETA2)
-    root = torch.sqrt(square, out=grad).mul_(rates[1]).add_(EPS)
-    params.addcdiv_(mean, root.div_(rates[0]), value=-1)
+    step, scale = rates
+    root = torch.sqrt(square, out=grad).mul_(scale).add_(EPS)
+    if isinstance(step, Tensor):
+        params.addcdiv_(mean, root.div_(step), value=-1)
+    else:
+        params.addcdiv_(mean, root, value=-step)
 
 
 class BankUpdates:
-    """Updates by batched matrix products, all K networks at once: the reference, and what runs without Triton.
+    """Updates by batched matrix products, all K networks at once: the reference, used where Triton is not.
 
     Args:
         widths: Layer widths, input first.
@@ -92,6 +100,8 @@ class BankUpdates:
     """
 
     network: ClassVar[type[BankMLP]] = BankMLP
+    weighs: ClassVar[bool] = True
+    """Whether rows may have weights."""
 
     def __init__(
         self, widths: Sequence[int], params: Tensor, mean: Tensor, square: Tensor, *, batch: int,
@@ -100,39 +110,42 @@ class BankUpdates:
         self.widths, self.params, self.mean, self.square = tuple(widths), params, mean, square
         self.batch, self.average, self.ema = batch, average, ema
         self._total = params.new_zeros(len(params))
-        self._runs: dict[int, tuple[Tensor, Tensor, Tensor, Captured]] = {}
+        self._runs: dict[tuple[int, bool], tuple[list[Tensor], Captured]] = {}
         self._prepare()
 
     @staticmethod
     def copied(widths: Sequence[int]) -> int:
-        """Numbers that it keeps of each network beside its parameters and the work of a step."""
+        """Numbers kept for each network beside its parameters and the work of a step."""
         return 0
 
     def _prepare(self) -> None:
-        """Room for one step."""
+        """Allocates the buffers of one step."""
         self._work = self.network(self.widths, self.params.new_empty(len(self.params), self.batch, self.widths[0]))
         self._grad = torch.empty_like(self.params)
 
-    def one(self, h: Tensor, target: Tensor, rates: Tensor) -> None:
+    def one(self, h: Tensor, target: Tensor, rates: Tensor, weight: Tensor | None = None) -> None:
         """One update; its losses are added to the others of a run.
 
         Args:
             h: Inputs. Shape: (K, B, F).
             target: Shape: (K, B, out).
             rates: A row of :func:`adam_rates`. Shape: (2,).
+            weight: Of each row's squared error, or None. Shape: (K, B).
         """
-        self._total += self._work.gradient(self.params, h, target, self._grad)
+        more = () if weight is None else (weight,)
+        self._total += self._work.gradient(self.params, h, target, self._grad, *more)
         adam_step(self.params, self._grad, self.mean, self.square, rates)
         if self.average is not None:
             self.average.lerp_(self.params, 1 - self.ema)
 
-    def run(self, h: Tensor, target: Tensor, rates: Tensor) -> Tensor:
+    def run(self, h: Tensor, target: Tensor, rates: Tensor, weight: Tensor | None = None) -> Tensor:
         """Some updates, one batch each.
 
         Args:
             h: Inputs. Shape: (n, K, B, F).
             target: Shape: (n, K, B, out).
             rates: From :func:`adam_rates`. Shape: (n, 2).
+            weight: Of each row's squared error, or None. Shape: (n, K, B).
 
         Returns:
             Mean losses, before each update. Shape: (K,).
@@ -143,17 +156,19 @@ class BankUpdates:
         n, shape = len(h), (len(self.params), self.batch)
         if h.shape[1:3] != shape or target.shape[:3] != h.shape[:3]:
             raise ValueError(f"batches must be of shape (n, {shape[0]}, {shape[1]}, ...), got {tuple(h.shape)}")
-        if n not in self._runs:
-            self._runs[n] = self._make(torch.empty_like(h), torch.empty_like(target), self.params.new_empty(n, 2))
-        held_h, held_target, held_rates, steps = self._runs[n]
-        for held, given in ((held_h, h), (held_target, target), (held_rates, rates)):
-            held.copy_(given)
+        given = [h, target, rates] if weight is None else [h, target, rates, weight]
+        key = n, weight is None
+        if key not in self._runs:
+            self._runs[key] = self._make([self.params.new_ones(tensor.shape) for tensor in given])
+        buffers, steps = self._runs[key]
+        for held, tensor in zip(buffers, given, strict=True):
+            held.copy_(tensor)
         self._begin()
         steps()
         return self._means(n)
 
     def _begin(self) -> None:
-        """What comes before the first of some updates."""
+        """Prepares for the first of some updates."""
         self._total.zero_()
 
     def _means(self, n: int) -> Tensor:
@@ -162,17 +177,15 @@ class BankUpdates:
 
     @property
     def _changed(self) -> list[Tensor]:
-        """What an update changes and must keep from one to the next."""
+        """The tensors that an update changes and the next one reads."""
         average = [] if self.average is None else [self.average]
         return [self.params, self.mean, self.square, self._total, *average]
 
-    def _make(self, h: Tensor, target: Tensor, rates: Tensor) -> tuple[Tensor, Tensor, Tensor, Captured]:
-        """The updates on buffers of their own, recorded."""
+    def _make(self, buffers: list[Tensor]) -> tuple[list[Tensor], Captured]:
+        """The updates on buffers of their own, recorded; the recording runs on what is in them."""
 
         def steps() -> None:
-            for i in range(len(h)):
-                self.one(h[i], target[i], rates[i])
+            for i in range(len(buffers[0])):
+                self.one(*(tensor[i] for tensor in buffers))
 
-        for held in (h, target, rates):
-            held.fill_(1)  # the recording runs on what is there
-        return h, target, rates, Captured(steps, h.device, self._changed)
+        return buffers, Captured(steps, self.params.device, self._changed)

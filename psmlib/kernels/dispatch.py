@@ -1,4 +1,4 @@
-"""Triton where it is installed, and which implementation of a kernel serves a device."""
+"""Triton where it is installed, and the choice between a kernel's implementations."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def jit(function: Callable) -> Callable:
 
 @cache
 def choose(what: str, device: str, reference: Callable, kernel: Callable, fits: bool = True) -> Callable:
-    """The Triton kernel on CUDA, the reference elsewhere; logged once for each case.
+    """The Triton kernel on CUDA, the reference elsewhere; each choice is logged once.
 
     Args:
         what: What is computed, in words.
         device: Type of the device.
         reference: The implementation in plain torch.
         kernel: The one in Triton.
-        fits: Whether the kernel can do what is asked.
+        fits: Whether the kernel supports this request.
 
     Example:
         >>> choose("a sum", "cpu", sum, max) is sum

@@ -1,16 +1,16 @@
-"""Updates of a bank by two Triton kernels a step; why two, and what they move, is said in ``bank_updates``.
+"""Updates of a bank by two Triton kernels per step; :mod:`psmlib.kernels.bank_updates` has the reference in torch.
 
-`sweep` takes a tile of rows of one network forward and back. Activations pass from layer to layer on the chip, the
-second hidden layer in strips of columns; they are left behind with the deltas for the gradients, and the way back reads
-its slopes off them. `update` takes a tile of one layer's matrix, bias included as a row whose input is always 1, adds
-up its gradient over the batch and moves parameters, moments and moving average.
+`sweep` carries a tile of rows of one network forward and back. Activations pass from layer to layer on the chip, the
+second hidden layer in strips of columns; they are stored with the deltas for the gradients, and the backward pass reads
+ELU's slopes off them. `update` takes a tile of one layer's matrix, bias included as a row whose input is always 1, sums
+its gradient over the batch and updates parameters, moments and moving average.
 
-What the products read lies as tensor cores want it, the summed index last: activations and deltas with the batch last,
-the two hidden matrices in copies, each way round. Tensor cores cut operands off after ten bits where they should round,
-which would shrink every product a little; so whatever is written for them is rounded before.
+Operands of products are stored as tensor cores read them, the summed index last: activations and deltas with the batch
+last, the two hidden matrices in copies, straight and transposed. Tensor cores truncate operands to ten bits instead of
+rounding, which would bias every product towards zero; so these operands are rounded before they are stored.
 
-Block sizes and warps are those that were quickest on an H100 for 200 networks of the paper, batch 512, of 14 and some
-50 that were tried; :mod:`psmlib.benchmarks.kernel_resources` says what the compiler makes of them.
+Block sizes and warps were the fastest on an H100 for 200 networks of the paper at batch 512, among 14 and some 50 that
+were tried; :mod:`psmlib.benchmarks.kernel_resources` shows the registers and memory they take.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from psmlib.kernels.dispatch import jit, tl, triton
 from psmlib.kernels.tf32 import rounded, tile_side
 
 ROWS = 64
-"""Rows of a batch in one program of `sweep`; batches are padded to a multiple of it."""
+"""Rows of a batch per program of `sweep`; batches are padded to a multiple of it."""
 STRIP = 32
 """Columns of the second hidden layer at a time."""
 SWEEP = {"num_warps": 4, "num_stages": 1}
-"""How `sweep` is compiled: small enough for two programs a multiprocessor, which outweighs what they spill."""
+"""Compile options of `sweep`: small enough for two programs per multiprocessor, which outweighs the spills."""
 TILE = (32, 64)
-"""Rows and columns of a layer's matrix in one program of `update`."""
+"""Rows and columns of a layer's matrix per program of `update`."""
 DEPTH = 64
-"""Rows of a batch that `update` adds up at a time."""
+"""Rows of a batch that `update` sums at a time."""
 UPDATE = {"num_warps": 4, "num_stages": 3}
-"""How `update` is compiled."""
+"""Compile options of `update`."""
 
 
 def fits(widths: Sequence[int], dtype: torch.dtype) -> bool:
-    """Whether the kernels can train such networks: three hidden layers, single precision.
+    """Whether the kernels support such networks: three hidden layers, single precision.
 
     Example:
         >>> fits([4, 100, 150, 100, 2], torch.float32), fits([4, 100, 2], torch.float32)
@@ -52,7 +52,7 @@ def fits(widths: Sequence[int], dtype: torch.dtype) -> bool:
 
 
 def blocks(widths: Sequence[int]) -> tuple[int, int, int]:
-    """The hidden widths as `sweep` holds them: sides of tiles, and whole strips for the second.
+    """The hidden widths padded for `sweep`: sides of tiles, and whole strips for the second.
 
     Example:
         >>> blocks([4, 100, 150, 100, 2]), blocks([3, 17, 33, 9, 3])
@@ -63,10 +63,10 @@ def blocks(widths: Sequence[int]) -> tuple[int, int, int]:
 
 
 def tiles(widths: Sequence[int], shape: tuple[int, int] = TILE) -> Tensor:
-    """Where each program of `update` works.
+    """The tile of each program of `update`.
 
     A row is (first input, a, first delta, b, first parameter, row, column of the tile; then of the layer's copies the
-    turned one's start and row length, and the straight one's). Layers without copies have rows of length 0.
+    transposed one's start and row length, and the straight one's). Layers without copies have rows of length 0.
 
     Example:
         >>> tiles([4, 100, 150, 100, 2]).shape                         # 2 + 12 + 10 + 4 tiles of 32 x 64
@@ -92,8 +92,10 @@ class FusedUpdates(BankUpdates):
 
     Raises:
         ImportError: when Triton is not installed.
-        ValueError: for networks that the kernels cannot hold.
+        ValueError: for networks that the kernels do not support.
     """
+
+    weighs = False
 
     def __init__(self, *args, precision: str = "tf32", **kwargs):
         if triton is None:
@@ -122,7 +124,7 @@ class FusedUpdates(BankUpdates):
         self._tiles = tiles(self.widths).to(self.params.device)
         self._none = new(1)
         ones, at = self._inputs[: K * self._wide_in].view(K, self._wide_in, -1), -1
-        for width in self.widths[:-1]:  # the input that the biases belong to
+        for width in self.widths[:-1]:  # the constant input of the biases
             at += width + 1
             ones[:, at] = 1
 
@@ -131,7 +133,7 @@ class FusedUpdates(BankUpdates):
         return [*super()._changed, self._losses, self._copies]
 
     def _begin(self) -> None:
-        """Copies the hidden matrices, which someone else may have changed, as the products want them."""
+        """Copies the hidden matrices, which may have been changed outside, in the layouts of the products."""
         super()._begin()
         self._losses.zero_()
         (A, W, C), (_, a, b, c, _) = blocks(self.widths), self.widths
@@ -148,7 +150,7 @@ class FusedUpdates(BankUpdates):
         return self._losses.sum(1) / n
 
     def _sweep(self, h: Tensor, target: Tensor) -> None:
-        """Fills inputs and deltas, adds to the losses."""
+        """Fills inputs and deltas, and adds to the losses."""
         F, a, b, c, d = self.widths
         A, W, C = blocks(self.widths)
         sweep[(self._padded // ROWS, len(self.params))](
@@ -158,7 +160,7 @@ class FusedUpdates(BankUpdates):
         )  # fmt: skip
 
     def _update(self, rates: Tensor, grad: Tensor | None = None) -> None:
-        """Takes Adam's step, or writes the gradient and leaves all else."""
+        """Takes Adam's step, or only writes the gradient."""
         average = self._none if self.average is None else self.average
         update[(len(self._tiles), len(self.params))](
             self.params, self.params.stride(0), self.mean, self.square, average, self._none if grad is None else grad,
@@ -193,7 +195,7 @@ def _elu(z):
 
 @jit
 def _rounded(x, PRECISION: tl.constexpr):
-    """To ten bits, ties away from zero, where the products take no more."""
+    """Rounded to ten bits, ties away from zero, for products in tf32."""
     if PRECISION == "tf32":
         x = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
     return x
@@ -203,7 +205,7 @@ def _rounded(x, PRECISION: tl.constexpr):
 def sweep(
     flat, stride,  # parameters (K, P), their row stride; a launcher of Triton's has a variable `params` of its own
     h, target,  # (K, B, F), (K, B, D)
-    copies,  # (K, 2 A W + 2 C W): second matrix turned and straight, third matrix turned and straight
+    copies,  # (K, 2 A W + 2 C W): second matrix transposed and straight, third matrix likewise
     inputs, deltas,  # (K, F + a + b + c + 4, padded batch), (K, a + b + c + D, padded batch)
     losses,  # (K, tiles), added to
     batch, padded, factor,
@@ -211,7 +213,7 @@ def sweep(
     A: tl.constexpr, W: tl.constexpr, C: tl.constexpr, STRIP: tl.constexpr, ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of rows, forward and back; rows beyond the batch have no delta."""
+    """A program: a tile of rows, forward and back; the deltas of rows beyond the batch are 0."""
     tile, k = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row = tile * ROWS + tl.arange(0, ROWS)
     real = row < batch
@@ -234,7 +236,7 @@ def sweep(
             x = tl.load(h + f, mask=real, other=0.0)
             tl.store(inputs + f * padded, _rounded(x, PRECISION))
             z += x[:, None] * tl.load(p + f * a + ca, mask=in_a, other=0.0)[None, :]
-    else:  # the same, not written out: a wide layer would fill the registers
+    else:  # the same, not unrolled: a wide layer would fill the registers
         for f in range(F):
             x = tl.load(h + f, mask=real, other=0.0)
             tl.store(inputs + f * padded, _rounded(x, PRECISION))
@@ -269,7 +271,7 @@ def sweep(
     d3 = _rounded(d3 * _slope(h3), PRECISION)
     tl.store(deltas[:, None] + (a + b + cc[None, :]) * padded, d3, mask=in_c[None, :])
 
-    tl.debug_barrier()  # what other threads of this program have stored is read from here on
+    tl.debug_barrier()  # from here on the program reads what its other threads have stored
     d1 = tl.zeros([ROWS, A], tl.float32)
     for start in range(0, b, STRIP):
         cb = start + tl.arange(0, STRIP)
@@ -294,7 +296,7 @@ def update(
     ADAM: tl.constexpr, AVERAGE: tl.constexpr, R: tl.constexpr, C: tl.constexpr, DEPTH: tl.constexpr,
     BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of one layer's matrix; rows and columns that it has too many of are read and dropped."""
+    """A program: a tile of one layer's matrix; rows and columns beyond the matrix are computed and discarded."""
     places += tl.program_id(0) * 11
     k = tl.program_id(1).to(tl.int64)
     a, b = tl.load(places + 1), tl.load(places + 3)
@@ -325,7 +327,7 @@ def update(
             tl.store(average + k * average_stride + at, mine + share * (p - mine), mask=mask)
         copies += k * copies_stride
         turned = tl.load(places + 8)
-        held = (r < tl.minimum(a, turned * a))[:, None] & mask  # biases have no copies, outer matrices neither
+        held = (r < tl.minimum(a, turned * a))[:, None] & mask  # neither biases nor outer matrices have copies
         p = _rounded(p, PRECISION)
         tl.store(copies + tl.load(places + 7) + c[None, :] * turned + r[:, None], p, mask=held)
         tl.store(copies + tl.load(places + 9) + r[:, None] * tl.load(places + 10) + c[None, :], p, mask=held)

@@ -1,15 +1,17 @@
 r"""A whole probability-flow solve of small networks in the plane: field and exact divergence, all steps, one launch.
 
-*Kernel profile.* Points do not meet, so a program takes its points from the first step to the last and reads nothing
-but weights, 120 KB an evaluation, which the second-level cache holds. Velocity and divergence are
+:func:`mlp_flow_ref` is the solve in torch operations; the Triton kernel `flow` does the same in one launch.
+
+*Kernel profile.* Points are independent, so a program carries its points from the first step to the last and reads only
+weights, 120 KB per evaluation, which the second-level cache holds. Velocity and divergence are
 
 .. math:: v = a(t)\,x + c(t)\,\mathrm{net}(x, t),\qquad \nabla\cdot v = 2a + c\,\mathrm{tr} J .
 
-The trace of :math:`J = W_4^\top S_3 W_3^\top S_2 W_2^\top S_1 W_1^\top`, S being ELU's slopes, meets in the middle:
-with :math:`u_j = S_1 W_1^\top e_j` pushed through W_2 and :math:`r_j = S_3 W_4 e_j` pulled back through W_3, it is
-:math:`\sum_j (W_2^\top u_j)\cdot S_2(W_3 r_j)`. That is twice the products of the field itself; the directions go into
-the weights, so that of a point only its slopes are needed. 30,000 points and 4,000 evaluations are 22 Tflop, and read
-and write 24 bytes a point.
+The trace of :math:`J = W_4^\top S_3 W_3^\top S_2 W_2^\top S_1 W_1^\top`, S being ELU's slopes, is contracted from both
+ends: with :math:`u_j = S_1 W_1^\top e_j` pushed through W_2 and :math:`r_j = S_3 W_4 e_j` pulled back through W_3, it
+is :math:`\sum_j (W_2^\top u_j)\cdot S_2(W_3 r_j)`. That takes twice the products of the field itself; the directions
+are multiplied into the weights, so that only the slopes depend on the point. 30,000 points and 4,000 evaluations are
+22 Tflop, and read and write 24 bytes per point.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from psmlib.kernels.tf32 import tile_side
 from psmlib.solvers import TABLEAUS
 
 COLUMNS = 10
-"""Of the table of steps: h, and (network time, a, c) at the step's start, middle and end."""
+"""Columns of the table of steps: h, and (network time, a, c) at the step's start, middle and end."""
 
 
 def mlp_flow_ref(
@@ -52,7 +54,7 @@ def mlp_flow_ref(
 
 
 def fits(widths: Sequence[int], dtype: torch.dtype) -> bool:
-    """Whether the kernel can carry such networks: in the plane, three hidden layers, single precision.
+    """Whether the kernel supports such networks: in the plane, three hidden layers, single precision.
 
     Example:
         >>> fits([4, 100, 150, 100, 2], torch.float32), fits([64, 100, 150, 100, 64], torch.float32)
@@ -65,18 +67,18 @@ def fits(widths: Sequence[int], dtype: torch.dtype) -> bool:
 def mlp_flow(
     params: Tensor, widths: Sequence[int], x: Tensor, blocks: Tensor, table: Tensor, method: str
 ) -> tuple[Tensor, Tensor]:
-    """Carries points through the steps of a solver, by the best means that the device has.
+    """Solves for points of the plane, by the Triton kernel on CUDA where it supports the networks, else by torch.
 
     Args:
-        params: Networks whose inputs are a point of the plane and then the time, as often as it fits. Shape: (K, P).
+        params: Networks whose inputs are a point of the plane and then the time, once or repeated. Shape: (K, P).
         widths: Layer widths, input first.
         x: Points. Shape: (n, 2).
-        blocks: Which network answers in each step, int32. Shape: (steps,).
+        blocks: Index of the network of each step, int32. Shape: (steps,).
         table: Steps, in the order of :data:`COLUMNS`. Shape: (steps, 10).
         method: "euler" or "rk4".
 
     Returns:
-        Where the points end, (n, 2), and the divergence integrated on the way, (n,).
+        The points at the end, (n, 2), and the integrated divergence, (n,).
 
     Raises:
         ValueError: for another method, or points outside the plane.
@@ -100,31 +102,26 @@ def mlp_flow(
 
 
 ROWS = 64
-"""Points of one program."""
+"""Points per program."""
 STRIP = 32
 """Columns of the second hidden layer at a time."""
 FLOW = {"num_warps": 8, "num_stages": 1}
-"""How the kernel is compiled."""
+"""Compile options of the kernel."""
 
 
 def mlp_flow_triton(
     params: Tensor, widths: Sequence[int], x: Tensor, blocks: Tensor, table: Tensor, method: str,
     precision: str = "tf32x3",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """As :func:`psmlib.kernels.mlp_flow.mlp_flow`; float32 only.
+    """As :func:`mlp_flow`, in float32 only.
 
     Args:
-        params: Networks. Shape: (K, P).
-        widths: Layer widths.
-        x: Points. Shape: (n, 2).
-        blocks: Which network answers in each step. Shape: (steps,).
-        table: Steps. Shape: (steps, 10).
-        method: "euler" or "rk4".
+        params, widths, x, blocks, table, method: As of :func:`mlp_flow`.
         precision: Of the products: "ieee", "tf32x3" or "tf32".
 
     Raises:
         ImportError: when Triton is not installed.
-        ValueError: for networks that the kernel cannot hold.
+        ValueError: for networks that the kernel does not support.
     """
     if triton is None:
         raise ImportError("the Triton flow needs triton: install it, or use mlp_flow_ref")

@@ -1,8 +1,8 @@
-r"""One sweep over the data: the posterior's sums by an online softmax, block by block.
+r"""One pass over the data: the posterior's sums by an online softmax, block by block.
 
-Two matrix products a block, distances and means; the second is left out for points to which nothing in the block is
-of any weight, which at little noise is nearly all of them. Sums are kept relative to the nearest data point so far
-and scaled down when a nearer one is found, so that differences are small where they must be exact.
+Two matrix products per block, for distances and means; the second is skipped for points to which no data point of the
+block has a weight that matters, at little noise nearly all of them. Sums are kept relative to the nearest data point so
+far and rescaled when a nearer one is found, so that differences are small where they must be exact.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from psmlib.kernels.squared_distances import Block, SquaredDistances
 
 @dataclass(frozen=True)
 class Inputs:
-    """Points, data and coefficients.
+    """Points, data and coefficients, checked and flattened.
 
     Attributes:
         x: Points. Shape: (B, d).
-        data: Data, as they were given. Shape: (N, *shape).
+        data: Data, as given. Shape: (N, *shape).
         alpha: Factor of the data. Shape: (B,).
         sigma: Standard deviation of the noise. Shape: (B,).
         width: 2 sigma^2, in float64 because it underflows long before sigma does. Shape: (B,).
@@ -51,7 +51,7 @@ def _coefficient(value: float | Tensor, name: str, x: Tensor) -> Tensor:
 
 
 def _check_alike(name: str, value: Tensor, shape: tuple, data: Tensor) -> None:
-    """Refuses a tensor that cannot be compared with the data; None in ``shape`` stands for any number."""
+    """Raises ValueError unless a tensor can be compared with the data; None in ``shape`` stands for any number."""
     if value.dim() != len(shape) or any(a not in (None, b) for a, b in zip(shape, value.shape, strict=True)):
         wanted = str(tuple("B" if a is None else a for a in shape)).replace("'", "")
         raise ValueError(f"{name} must have shape {wanted}, got {tuple(value.shape)}")
@@ -62,7 +62,7 @@ def _check_alike(name: str, value: Tensor, shape: tuple, data: Tensor) -> None:
 
 
 def check_shapes(x: Tensor, data: Tensor, tangent: Tensor | None = None) -> None:
-    """Refuses what cannot be compared.
+    """Checks that points and tangents can be compared with the data.
 
     Raises:
         ValueError: for other dtypes than float32 and float64, or shapes, dtypes or devices that do not agree.
@@ -77,7 +77,7 @@ def check_shapes(x: Tensor, data: Tensor, tangent: Tensor | None = None) -> None
 
 
 def read(x: Tensor, data: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Inputs:
-    """Checks and flattens.
+    """Checks and flattens points and coefficients.
 
     Args:
         x: Points. Shape: (B, *shape).
@@ -86,7 +86,7 @@ def read(x: Tensor, data: Tensor, alpha: float | Tensor, sigma: float | Tensor) 
         sigma: Standard deviation of the noise. Shape: () or (B,).
 
     Raises:
-        ValueError: when something is wrong with them.
+        ValueError: when shapes, dtypes or devices do not agree, or a value is not finite or sigma not positive.
 
     Example:
         >>> read(torch.zeros(2, 1, 3), torch.zeros(5, 1, 3), 1., torch.tensor([1., 2.])).width
@@ -106,7 +106,7 @@ def read(x: Tensor, data: Tensor, alpha: float | Tensor, sigma: float | Tensor) 
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Within it, matrix products have the precision of their dtype, whatever is allowed outside."""
+    """Within it, matrix products have the full precision of their dtype, whatever the settings outside."""
     settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
     changed = [(each, each.fp32_precision) for each in settings if each.fp32_precision not in ("none", "ieee")]
     try:
@@ -124,12 +124,12 @@ def _rate(given: Inputs) -> Tensor:
 
 
 def _negligible(given: Inputs) -> float:
-    """So many halvings below the largest, N weights together cannot be seen in a sum, nor weight times distance."""
+    """Halvings below the largest weight at which N weights together vanish in the rounding of a sum."""
     return math.log2(len(given.data)) - math.log2(torch.finfo(given.x.dtype).eps) + 10
 
 
 def _active(found: Tensor, low: Tensor, rate: Tensor, negligible: float) -> slice | Tensor | None:
-    """The rows of a block in which something weighs: nearly all, some or none of them."""
+    """The rows of a block with a weight that matters: a slice of all if nearly all are, some, or None."""
     active = ((found - torch.minimum(low, found)) * rate < negligible).nonzero()[:, 0]
     if len(active) > 0.75 * len(low):
         return slice(None)
@@ -137,19 +137,19 @@ def _active(found: Tensor, low: Tensor, rate: Tensor, negligible: float) -> slic
 
 
 class OnlinePosterior:
-    """Sums over the data of posterior weight times this and that, for every point.
+    """Sums over the data with posterior weights, for every point.
 
     Args:
         given: Points, data and coefficients.
-        tangent: Directions u for the sums behind a derivative. Shape: (B, d).
-        moments: Whether the sums behind the variance are wanted.
+        tangent: Directions u for the sums of a derivative. Shape: (B, d).
+        moments: Whether to compute the sums of the variance.
 
     Attributes:
         total: Sum of weights, relative to the largest. Shape: (B,).
-        mean: Sum of weight times data point seen from the centre. Shape: (B, d).
+        mean: Sum of weight times data point relative to the centre. Shape: (B, d).
         nearest: Index of the nearest data point. Shape: (B,).
         slope: Sum of weight times s, where s = (x - alpha y) . u less that of the nearest point. Shape: (B,).
-        turned: Sum of weight times s times data point seen from the centre, or None. Shape: (B, d).
+        turned: Sum of weight times s times data point relative to the centre, or None. Shape: (B, d).
     """
 
     def __init__(self, given: Inputs, tangent: Tensor | None = None, moments: bool = True):
@@ -175,12 +175,12 @@ class OnlinePosterior:
                         self._add(rows + part.start, block, D[rows], None if slopes is None else slopes[rows])
 
     def _add(self, at: slice | Tensor, block: Block, D: Tensor, slopes: Tensor | None) -> None:
-        """Adds a block to the sums of some points. What a slice takes out is a view, what a list takes out is not."""
+        """Adds a block to the sums of some points. Indexing by a slice gives views, indexing by a tensor copies."""
         state, mean, nearest = self._state[:, at], self.mean[at], self.nearest[at]
         low, total, energy, second, own, slope, level = state
         before = total.clone()
         scale, best = softmax_step(D, low, total, energy if self.moments else None, self._rate[at])
-        weight = D  # the step has turned one into the other
+        weight = D  # softmax_step works in place
         closer = (best >= 0).nonzero()[:, 0]
         column = best[closer]
         nearest[closer] = column + block.start
@@ -207,18 +207,18 @@ class OnlinePosterior:
         """For some points: the nearest data point y, the gap x - alpha y, and the step from y to the posterior mean.
 
         Mean and noise are y + step and (gap - alpha * step) / sigma: when y takes all the weight the step is 0, and
-        it is known to the spread of the data, not to their size. Shapes: (b, d) each.
+        its rounding error is relative to the spread of the data, not to their size. Shapes: (b, d) each.
         """
         nearest = self.given.data[self.nearest[part]].reshape(self.mean[part].shape)
         step = self.mean[part] / self.total[part, None] - (nearest - self.distances.centre)
         return nearest, self.given.x[part] - self.given.alpha[part, None] * nearest, step
 
     def variance(self, part: slice, nearest: Tensor, gap: Tensor, step: Tensor) -> Tensor:
-        r"""Trace of the covariance of y given x, for some points and what :meth:`nearest_points` says of them.
+        r"""Trace of the covariance of y given x, for some points and their :meth:`nearest_points`.
 
         Either from squared distances, :math:`\alpha^2 v = E|x-\alpha y|^2 - |x-\alpha m|^2`, or from squared lengths
-        about the centre, :math:`v = E|y|^2 - |m|^2`; both counted from the nearest point. The first is for
-        points near the data, the second for noise that hides the data, down to alpha = 0. Shape: (b,).
+        about the centre, :math:`v = E|y|^2 - |m|^2`; both relative to the nearest point. The first is accurate for
+        points near the data, the second for much noise, down to alpha = 0. Shape: (b,).
         """
         total, alpha2, own = self.total[part], self.given.alpha[part].square(), self.own[part]
         energy, second = self.energy[part] / total, self.second[part] / total
@@ -230,7 +230,7 @@ class OnlinePosterior:
 
 
 def nearest_first(given: Inputs, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest posterior weights and whose they are. Shapes: (B, k) each."""
+    """The k largest posterior weights and the indices of their data points. Shapes: (B, k) each."""
     x, distances, rate = given.x, SquaredDistances(given.x, given.data, given.alpha, given.width), _rate(given)
     low, total = torch.full_like(rate, torch.finfo(x.dtype).max), torch.zeros_like(rate)
     best = x.new_full((len(x), k), torch.inf)

@@ -23,7 +23,7 @@ from psmlib.kernels.online_posterior import OnlinePosterior, check_shapes, neare
 
 
 def _without_gradients(f):
-    """Refuses points that want a gradient, which the blocks could only answer with a silent zero."""
+    """Raises ValueError for points that require gradients, which the blocks would silently return as zero."""
 
     @functools.wraps(f)
     def call(x: Tensor, *args, **kwargs):
@@ -38,7 +38,7 @@ def _without_gradients(f):
 
 
 class Posterior(NamedTuple):
-    """What a noisy point tells about the data point that it comes from.
+    """The law of the data point y that a noisy point x comes from.
 
     Attributes:
         mean: Expected data point E[y|x]. Shape: (B, *shape).
@@ -56,7 +56,7 @@ class Posterior(NamedTuple):
 
 
 def optimal_denoiser_ref(x: Tensor, data: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    """The optimal denoiser in plain torch, with (B, N, d) intermediates; differentiable as often as you like.
+    """The optimal denoiser in plain torch, with (B, N, d) intermediates; differentiable any number of times.
 
     Args:
         x: Points. Shape: (B, *shape).
@@ -81,7 +81,7 @@ def optimal_denoiser_ref(x: Tensor, data: Tensor, alpha: float | Tensor, sigma: 
 
 
 class _Derivative(torch.autograd.Function):
-    """The Jacobian of the expected noise times a vector; refuses to be differentiated, lest a term be lost unseen."""
+    """The Jacobian of the expected noise times a vector; cannot be differentiated again."""
 
     @staticmethod
     def forward(x, tangent, data, alpha, sigma):
@@ -97,7 +97,7 @@ class _Derivative(torch.autograd.Function):
 
 
 class _Denoiser(torch.autograd.Function):
-    """Gives the kernel derivatives: the Jacobian of the expected noise is symmetric, so both ways are one product."""
+    """The kernel with derivatives: the Jacobian of the expected noise is symmetric, so both modes are one product."""
 
     @staticmethod
     def forward(x, data, alpha, sigma):
@@ -128,7 +128,7 @@ class _Denoiser(torch.autograd.Function):
 def optimal_denoiser(x: Tensor, data: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
     """The expected noise in x, if x is a scaled data point plus noise: the minimiser of the denoising loss.
 
-    It may be differentiated once in ``x``, either way; :func:`optimal_denoiser_ref` in all arguments and more often.
+    It can be differentiated once in ``x``, in either mode; :func:`optimal_denoiser_ref` in all arguments and again.
 
     Args:
         x: Points, float32 or float64. Shape: (B, *shape).
@@ -231,7 +231,7 @@ def score_divergence(x: Tensor, data: Tensor, alpha: float | Tensor, sigma: floa
 
 @_without_gradients
 def top_weights(x: Tensor, data: Tensor, alpha: float | Tensor, sigma: float | Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The data points that x most probably comes from: what a noisy image remembers.
+    """The data points that x most probably comes from.
 
     Args:
         x: Points. Shape: (B, *shape).
@@ -241,8 +241,8 @@ def top_weights(x: Tensor, data: Tensor, alpha: float | Tensor, sigma: float | T
         k: How many.
 
     Returns:
-        Posterior probabilities, descending, and indices into ``data``. Shapes: (B, k). Points of equal weight, or
-        of none that could be told from 0, come in the order of their distances, as far as those are known.
+        Posterior probabilities, descending, and indices into ``data``. Shapes: (B, k). Points of equal weight, or of
+        weights that round to 0, are ordered by their distances, as far as those are known.
 
     Raises:
         ValueError: as :func:`optimal_denoiser`, and when there are fewer than k data points.

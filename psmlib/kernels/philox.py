@@ -1,8 +1,9 @@
-r"""Random numbers that have an address: Philox-4x32-10, the same on every device and whatever the order of asking.
+r"""Counter-based random numbers, Philox-4x32-10: the same on every device and in any order of drawing.
 
-A generator with a state gives what comes next; a counter-based one (Salmon et al., 2011) gives the words that belong
-to a *key* and a *counter*. Here the key is a network's and the counter is (row of the batch, update, lane), so that
-network k draws the same numbers alone, in a bank, in a shard of it or after a restart, and all draw in one launch.
+A generator with a state returns its next numbers; a counter-based one (Salmon et al., 2011) is a function from a *key*
+and a *counter* to random words. Here the key belongs to a network and the counter is (row of the batch, update, lane),
+so that network k draws the same numbers alone, in a bank, in a shard of it or after a restart. :func:`words_ref`
+computes the rounds in torch integers; the Triton kernel gives the same words in one launch for all networks.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ROWS = 512
 
 
 def _halves(a: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
-    """High and low words of a 32 x 32 bit product; int64 wraps, but the bits are right and the mask drops the sign."""
+    """High and low words of a 32 x 32 bit product; int64 overflows, but the bits are right; the mask drops the sign."""
     product = a * multiplier
     return (product >> 32) & _LOW, product & _LOW
 
@@ -62,7 +63,7 @@ def words_ref(keys: Tensor, first: int, updates: int, rows: int, lanes: int) -> 
 
 
 def words(keys: Tensor, first: int, updates: int, rows: int, lanes: int) -> Tensor:
-    """Random words for a stretch of updates of several networks.
+    """Random words for a range of updates of several networks, by the Triton kernel on CUDA.
 
     Args:
         keys: One key a network, int64. Shape: (K,).
@@ -75,7 +76,7 @@ def words(keys: Tensor, first: int, updates: int, rows: int, lanes: int) -> Tens
         Integers in [0, 2^32), int64. Shape: (4 lanes, K, U, B).
 
     Raises:
-        ValueError: when keys are not of shape (K,) in int64, or an update has no address of 32 bits.
+        ValueError: when keys are not of shape (K,) in int64, or the index of an update exceeds 32 bits.
 
     Example:
         >>> keys = torch.tensor([3, 4])
@@ -86,7 +87,7 @@ def words(keys: Tensor, first: int, updates: int, rows: int, lanes: int) -> Tens
     if keys.dim() != 1 or keys.dtype != torch.int64:
         raise ValueError(f"keys must be int64 of shape (K,), got {keys.dtype} of shape {tuple(keys.shape)}")
     if not 0 <= first <= first + updates <= 2**32:
-        raise ValueError(f"updates {first} to {first + updates} have no address of 32 bits: start from 0")
+        raise ValueError(f"updates {first} to {first + updates} are beyond the 32 bits of a counter: start from 0")
     return choose("Philox", keys.device.type, words_ref, words_triton)(keys, first, updates, rows, lanes)
 
 
@@ -114,7 +115,7 @@ def normal(first: Tensor, second: Tensor, dtype: torch.dtype = torch.float64) ->
 
 
 def words_triton(keys: Tensor, first: int, updates: int, rows: int, lanes: int) -> Tensor:
-    """As :func:`psmlib.kernels.philox.words_ref`, to the bit.
+    """As :func:`words_ref`, to the bit.
 
     Raises:
         ImportError: when Triton is not installed.
@@ -123,7 +124,7 @@ def words_triton(keys: Tensor, first: int, updates: int, rows: int, lanes: int) 
         raise ImportError("the Triton generator needs triton: install it, or use words_ref")
     out = torch.empty(4 * lanes, len(keys), updates, rows, dtype=torch.int64, device=keys.device)
     if out.numel():
-        # each axis of a launch but the first holds 65,535 programs at most; updates and networks share the first
+        # each axis of a launch but the first is limited to 65,535 programs; updates and networks share the first
         grid = (len(keys) * updates, lanes, triton.cdiv(rows, ROWS))
         words_kernel[grid](out, keys, first, updates, rows, len(keys) * updates * rows, ROWS=ROWS)
     return out
@@ -131,7 +132,7 @@ def words_triton(keys: Tensor, first: int, updates: int, rows: int, lanes: int) 
 
 @jit
 def words_kernel(out, keys, first, updates, rows, plane, ROWS: tl.constexpr):
-    """Rows of one (network, update), one lane."""
+    """A program: a piece of the rows of one network and update, for one lane."""
     place, lane = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     key = tl.load(keys + place // updates)

@@ -1,9 +1,10 @@
-r"""One step of the online softmax: weights of a block of distances, and what the running sums must be scaled by.
+r"""One step of the online softmax: weights of a block of distances, and the factor that rescales the running sums.
 
 With the least distance :math:`\ell` so far, sum :math:`Z = \sum_i 2^{-r(D_i - \ell)}` and energy
 :math:`\sum_i 2^{-r(D_i-\ell)}(D_i - \ell)`, a new block may lower :math:`\ell`; then everything summed before shrinks
 by :math:`2^{-r(\ell_{old} - \ell_{new})}` (Milakov & Gimelshein, 2018). Base 2, because on a CPU ``torch.exp`` takes
 three times as long as ``torch.exp2``, and ten or thirty times where it underflows: nearly everywhere at little noise.
+The reference makes several passes over the block; the Triton kernel gives each row to a program, which reads it twice.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def softmax_step_ref(
         rate: Weights halve where a distance grows by its inverse. Shape: (b,).
 
     Returns:
-        What older sums are to be multiplied by, (b,), and the column of the new least distance, (b,), or -1 where
-        the least distance is an older one.
+        The factor of older sums, (b,), and the column of the new least distance, (b,), or -1 where the least distance
+        is an older one.
 
     Example:
         >>> D, low, total = torch.tensor([[3., 1., 2.]]), torch.tensor([2.]), torch.tensor([1.])
@@ -58,7 +59,7 @@ def softmax_step_ref(
 
 
 def softmax_step(D: Tensor, low: Tensor, total: Tensor, energy: Tensor | None, rate: Tensor) -> tuple[Tensor, Tensor]:
-    """The step by the best means that the device has: :func:`softmax_step_ref`, or a Triton kernel in float32."""
+    """The step, arguments as of :func:`softmax_step_ref`: by the Triton kernel on CUDA in float32, else by torch."""
     step = choose(
         f"online softmax in {D.dtype}", D.device.type, softmax_step_ref, softmax_step_triton, D.dtype == torch.float32
     )
@@ -68,7 +69,7 @@ def softmax_step(D: Tensor, low: Tensor, total: Tensor, energy: Tensor | None, r
 def softmax_step_triton(
     D: Tensor, low: Tensor, total: Tensor, energy: Tensor | None, rate: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`psmlib.kernels.softmax_step.softmax_step_ref`; float32 only.
+    """As :func:`softmax_step_ref`; float32 only.
 
     Raises:
         ImportError: when Triton is not installed.
@@ -91,7 +92,7 @@ def softmax_step_triton(
 def _kernel(
     D, stride, n, low, total, energy, rate, scale, best, ENERGY: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
-    """One row."""
+    """A program: one row. The first pass finds the least distance, the second computes the weights."""
     row = tl.program_id(0).to(tl.int64)
     D += row * stride
     cols = tl.arange(0, COLUMNS)

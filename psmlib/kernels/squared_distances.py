@@ -1,14 +1,14 @@
-r"""Squared distances between points and scaled data, block by block, exact where it matters.
+r"""Squared distances between points and scaled data, block by block, accurate where it matters.
 
 :math:`D_{bi} = |x_b - \alpha_b y_i|^2` is expanded about a centre c of the data,
 
 .. math:: |\tilde x_b|^2 - 2\alpha_b\,\tilde x_b\cdot\tilde y_i + \alpha_b^2|\tilde y_i|^2,
           \qquad \tilde x_b = x_b - \alpha_b c,\quad \tilde y_i = y_i - c,
 
-so that one matrix product does the work. Its rounding error is about :math:`u\,(|\tilde x| + \alpha|\tilde y|)^2`,
-u = half a unit in the last place, whereas the difference taken first errs by about :math:`u D`. The first is as good
-when x is far from all data, and useless when it is close to one of them, as it is at little noise. There the
-few entries that count are taken again as :math:`\sum_k (x_k - \alpha y_k)^2`, pair by pair.
+so that one matrix product suffices. Its rounding error is about :math:`u\,(|\tilde x| + \alpha|\tilde y|)^2`,
+u = half a unit in the last place, whereas taking the differences first errs by about :math:`u D`. The product is as
+good when x is far from all data, and useless when it is close to one of them, as at little noise. There the few entries
+whose weights matter are computed again as :math:`\sum_k (x_k - \alpha y_k)^2`, pair by pair.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 
 SIZES = {"cpu": (512, 512), "cuda": (2048, 4096)}
-"""Rows and columns of a block of distances: on a CPU it stays in the second-level cache."""
+"""Rows and columns of a block of distances: on a CPU it fits the second-level cache."""
 ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
-"""Most numbers of a block of data, for data of very many axes."""
+"""Largest number of elements of a block of data, for data of very many axes."""
 PAIRS = {"cpu": 2**18, "cuda": 2**24}
-"""Most numbers of the differences that are taken pair by pair at a time."""
+"""Largest number of elements of the differences that are taken pair by pair at a time."""
 DIRECT = 8
-"""Up to so many axes, differences are cheaper than a matrix product, and always right."""
+"""Up to so many axes, differences are cheaper than a matrix product, and always accurate."""
 SURE = 256.0
-"""Terms of a logit may be so large, in nats, before their rounding is looked at: 256 u is less than 2e-5 in float32."""
+"""Terms of a logit up to this size, in nats, need no check of their rounding: 256 u is less than 2e-5 in float32."""
 
 
 def limit_of(table: dict[str, int], device: torch.device):
@@ -38,12 +38,12 @@ def limit_of(table: dict[str, int], device: torch.device):
 
 
 class Block(NamedTuple):
-    """A stretch of the data.
+    """A range of the data.
 
     Attributes:
         start: Index of its first point.
         points: The points. Shape: (n, d).
-        shifted: The points seen from the centre, perhaps in a buffer that the next block overwrites. Shape: (n, d).
+        shifted: The points relative to the centre, perhaps in a buffer that the next block overwrites. Shape: (n, d).
         norms: Their squared lengths. Shape: (n,).
     """
 
@@ -60,8 +60,8 @@ class SquaredDistances:
         x: Points. Shape: (B, d).
         data: Data points. Shape: (N, *shape) with d numbers each; never copied whole.
         alpha: Factor of the data, in the dtype of ``x``. Shape: (B,).
-        width: What a squared distance is measured in: 2 sigma^2. Shape: (B,), float64.
-        tangent: Directions, if products (x - alpha y) . tangent are wanted too. Shape: (B, d).
+        width: The unit of squared distances, 2 sigma^2. Shape: (B,), float64.
+        tangent: Directions, for the products (x - alpha y) . tangent, or None. Shape: (B, d).
 
     Raises:
         ValueError: when ``x`` or the data have values that are not finite.
@@ -78,7 +78,7 @@ class SquaredDistances:
         (self.B, self.d), self.N = x.shape, len(data)
         self.u = torch.finfo(x.dtype).eps / 2
         self.width = width.to(x)
-        self.per_width = (1 / width).to(x)  # may be infinite: what is 0 times that is not more than SURE
+        self.per_width = (1 / width).to(x)  # may be infinite; 0 times that is NaN, which does not exceed SURE
         self.direct = self.d <= DIRECT
         rows, columns = limit_of(SIZES, x.device)
         columns *= max(1, rows // max(1, self.B))  # few points take wide blocks
@@ -87,7 +87,7 @@ class SquaredDistances:
         sample = sample.reshape(len(sample), self.d)
         self.centre = sample.mean(0)
         self._check(torch.linalg.vector_norm(self.centre), "data")
-        # Data that lie about 0 are left where they are, which saves a pass over them
+        # Data centred about 0 are not shifted, which saves a pass over them
         self.centred = bool(self.centre.square().sum() > sample.var(0, correction=0).sum())
         if not self.centred:
             self.centre = torch.zeros_like(self.centre)
@@ -107,16 +107,16 @@ class SquaredDistances:
         self._shifted = x.new_empty(min(self.columns, self.N) if self.centred else 0, self.d)
 
     def _check(self, length: Tensor, name: str) -> None:
-        """Refuses lengths whose squares, or those of their sums, are no numbers."""
+        """Raises ValueError for lengths whose squares, or those of their sums, overflow or are NaN."""
         if not bool((4 * length).square().isfinite().all()):
             raise ValueError(f"{name} must be finite and not too large for {self.x.dtype}: clean or rescale the values")
 
     def chunks(self) -> Iterator[slice]:
-        """Stretches of the points."""
+        """Ranges of the points."""
         return (slice(a, min(a + self.rows, self.B)) for a in range(0, self.B, self.rows))
 
     def blocks(self) -> Iterator[Block]:
-        """Stretches of the data, each prepared once for all points.
+        """Ranges of the data, each prepared once for all points.
 
         Raises:
             ValueError: when the data have values that are not finite.
@@ -132,7 +132,7 @@ class SquaredDistances:
             yield Block(start, points, shifted, norms)
 
     def of(self, part: slice, block: Block, low: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Distances from a stretch of the points to a block of data.
+        """Distances from a range of the points to a block of data.
 
         Args:
             part: Which points, b of them.
@@ -158,7 +158,7 @@ class SquaredDistances:
         return D, slopes, self._refine(part, block, low, D)
 
     def _differences(self, part: slice, points: Tensor, D: Tensor, spare: Tensor, slopes: Tensor | None) -> None:
-        """One axis after the other."""
+        """Squared distances as sums of squared differences, axis by axis."""
         x, alpha = self.x[part], self.alpha[part, None]
         D.zero_()
         if slopes is not None:
@@ -170,7 +170,7 @@ class SquaredDistances:
                 slopes.addcmul_(gap, self.tangent[part, k, None])
 
     def _refine(self, part: slice, block: Block, low: Tensor, D: Tensor) -> Tensor:
-        """Takes again what may weigh and is not sure; returns the least distances."""
+        """Computes again the distances that are inaccurate and may matter; returns the least distances."""
         found = D.amin(1)
         least = torch.minimum(low, found)
         alpha, length, per_width = self.alpha[part].abs(), self.length[part], self.per_width[part]
@@ -181,7 +181,7 @@ class SquaredDistances:
             return found
         # Errors of a long sum grow like the square root of its length (Higham & Mary, 2019); then that of the shift
         slack = self.u * ((8 + 4 * math.sqrt(self.d)) * reach + 4 * (length + far) * (alpha * self.offset + far))
-        # What has less than 1/N of the error of the logits as its weight cannot be seen in any sum
+        # A weight of less than 1/N of the error of the logits changes no sum
         nats = 1 + math.log(self.N) + (reach * per_width / SURE).log().clamp(0, -math.log(self.u))
         limit = torch.minimum(low + slack, found + 2 * slack) + nats * self.width[part]
         rows = (unsure & (found <= limit)).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""Operands as tensor cores take single precision (tf32): sides of tiles, and rounding to ten bits of mantissa."""
+"""Operands of tf32 products, the single precision of tensor cores: sides of tiles, rounding to ten bits of mantissa."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def tile_side(n: int) -> int:
     """The side of a tile of n rows or columns in a kernel: a power of two, 32 or more.
 
-    With sides of 16 Triton 3.6 makes kernels of three tf32 products that read where there is nothing.
+    With sides of 16 Triton 3.6 compiles products in tf32x3 to code that reads out of bounds.
 
     Example:
         >>> tile_side(100), tile_side(9)
@@ -29,5 +29,5 @@ def rounded(x: Tensor) -> Tensor:
         [1.0009765625, 1.0, 1.0009765625]
     """
     if x.dtype != torch.float32:
-        raise ValueError(f"tf32 is a way of holding float32, got {x.dtype}: convert with .float()")
+        raise ValueError(f"tf32 is a format of float32 numbers, got {x.dtype}: convert with .float()")
     return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)

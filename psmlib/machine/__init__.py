@@ -1,1 +1,1 @@
-"""The machine: folders, files, memory, processes, CUDA graphs, random streams, provenance."""
+"""Tools below the mathematics: paths, files, memory, processes, progress, CUDA graphs, random streams, provenance."""

@@ -1,4 +1,4 @@
-"""Work on fixed buffers, recorded once and replayed: on a CUDA device as one graph, elsewhere by calling it again."""
+"""CUDA graphs: a function on fixed buffers is captured once and replayed; on other devices it is simply called."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 
 class Captured:
-    """A function without arguments that reads and writes tensors of its own.
+    """A function without arguments that reads and writes fixed tensors, captured as a CUDA graph.
 
-    A step of small networks is dozens of launches of a few microseconds, and the time goes into launching. A CUDA graph
-    launches them all at once. Before it is recorded the function must have run a few times, since libraries set
-    themselves up in their first calls; what those runs change is put back.
+    A training step of small networks consists of dozens of kernels of a few microseconds, and most of the time goes
+    into launching them. A CUDA graph launches them all at once. Before the capture the function runs a few times, since
+    libraries initialise themselves in their first calls; the tensors that it changes are restored afterwards.
 
     Args:
-        f: The work; no tensor that it uses may be replaced later, and it may not ask the device for a value.
-        device: Where it runs.
-        changes: Tensors that ``f`` changes and that must not feel the runs before the recording.
+        f: The function; the tensors it uses must not be replaced later, and it must not copy values to the CPU.
+        device: The device of its tensors.
+        changes: Tensors that ``f`` changes and whose values are to be restored after the warm-up.
 
     Example:
         >>> x = torch.zeros(2)
@@ -34,15 +34,15 @@ class Captured:
 
     @staticmethod
     def _record(f: Callable[[], object], device: torch.device, changes: list[Tensor]) -> torch.cuda.CUDAGraph:
-        """The graph; the work is left as if it had never run."""
+        """The captured graph, with ``changes`` as they were before."""
         before = [tensor.clone() for tensor in changes]
         with torch.cuda.device(device):
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
                 for _ in range(2):
                     f()
-            torch.cuda.current_stream().wait_stream(aside)
+            torch.cuda.current_stream().wait_stream(side)
             for tensor, kept in zip(changes, before, strict=True):
                 tensor.copy_(kept)
             graph = torch.cuda.CUDAGraph()
@@ -51,5 +51,5 @@ class Captured:
         return graph
 
     def __call__(self) -> None:
-        """Does the work once."""
+        """Runs the function once."""
         self._replay()

@@ -1,4 +1,4 @@
-"""Files that are never half written."""
+"""Atomic writing of files."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ def write_atomic(path: Path, text: str | bytes) -> Path:
     """Writes a file in one step: a reader sees the old one or the new one, never half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Opened by hand, because tempfile would leave the file readable by its owner alone.
+    # not tempfile, whose files only their owner may read
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(text.encode("utf-8") if isinstance(text, str) else text)

@@ -1,40 +1,33 @@
-"""Memory: refusing a run that would not fit, before any work is lost, and counting what a computation holds."""
+"""Memory: free bytes of a device, a check before a run that may not fit, and the peak of a computation."""
 
 from __future__ import annotations
 
-import os
 import weakref
 
+import psutil
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
 def available(device: str | torch.device) -> int:
-    """Free bytes on a device; for the CPU, what the system says is available.
+    """Free bytes on a device; for the CPU, the memory that the operating system reports as available.
 
     Example:
         >>> available("cpu") > 0
         True
     """
     device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def check_memory(needed: float, device: str | torch.device, what: str) -> None:
     """Raises MemoryError when ``needed`` bytes are more than nine tenths of what is free.
 
     Args:
-        needed: Predicted peak, bytes.
-        device: Where.
-        what: The run, for the message.
+        needed: Predicted peak, in bytes.
+        device: The device of the run.
+        what: Name of the run, for the message.
     """
     free = available(device)
     if needed > 0.9 * free:
@@ -45,13 +38,13 @@ def check_memory(needed: float, device: str | torch.device, what: str) -> None:
 
 
 class HeldBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made within it; what libraries take for themselves is not seen.
+    """Counts the bytes of the tensors created inside the context; work space within library calls is not counted.
 
     Args:
-        *known: Tensors that were there before, so that views of them count nothing.
+        *known: Tensors that existed before, whose storage, and so that of their views, is not counted.
 
     Attributes:
-        peak: Most bytes held at a time.
+        peak: Most bytes held at one time.
 
     Example:
         >>> x = torch.zeros(1000)

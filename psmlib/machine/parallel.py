@@ -1,7 +1,7 @@
-"""Independent jobs shared out over processes, each with one thread.
+"""Independent jobs in parallel processes, each with one thread.
 
-On a CPU the networks of this book are so small that a second thread slows a matrix product down, while a
-second process doubles the work done.
+On a CPU the networks of this book are so small that a second thread slows a matrix product down, while a second
+process doubles the throughput.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from psmlib.machine.progress import bar
 
-# a worker that has grown is replaced, its jobs go to the next; a reader need not hear of it
+# joblib replaces a worker whose memory has grown and gives its jobs to another; nothing is lost
 warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
 
 
@@ -29,26 +29,26 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _alone(f: Callable, job: tuple):
-    """Runs one job with one thread, and with its errors named."""
+def _with_one_thread(f: Callable, job: tuple):
+    """Runs one job with one thread."""
     torch.set_num_threads(1)
     return f(*job)
 
 
-def share(
+def parallel_map(
     f: Callable, jobs: Iterable[tuple], *, device: str = "cpu", label: str = "", workers: int | None = None
 ) -> list:
-    """Calls f(*job) for each job and returns the answers in the order of the jobs.
+    """Calls f(*job) for each job in parallel processes and returns the results in the order of the jobs.
 
     Args:
         f: A function; it may be defined in a notebook.
-        jobs: Tuples of arguments. Put the longest first.
+        jobs: Tuples of arguments; put the longest job first.
         device: On a "cuda" device the jobs run one after another in this process.
-        label: For the progress bar.
-        workers: Processes; by default the environment variable PSMLIB_WORKERS, else one per core.
+        label: Text before the progress bar.
+        workers: Number of processes; by default the environment variable PSMLIB_WORKERS, else one per core.
 
     Example:
-        >>> share(pow, [(2, 3), (3, 2)], workers=1)
+        >>> parallel_map(pow, [(2, 3), (3, 2)], workers=1)
         [8, 9]
     """
     jobs = list(jobs)
@@ -56,4 +56,4 @@ def share(
     if not device.startswith("cpu") or workers == 1:
         return [f(*job) for job in bar(jobs, label=label)]
     run = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1)
-    return list(bar(run(joblib.delayed(_alone)(f, job) for job in jobs), total=len(jobs), label=label))
+    return list(bar(run(joblib.delayed(_with_one_thread)(f, job) for job in jobs), total=len(jobs), label=label))

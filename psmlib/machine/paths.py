@@ -1,11 +1,11 @@
-"""Every folder that the flow reads or writes, named once.
+"""Paths of all folders and files that the library reads or writes.
 
-Two environment variables move them:
+Two environment variables change them:
 
 * `PSMLIB_ROOT`: the repository, if it is not the folder above the package.
-* `PSMLIB_OUTPUT`: the folder below which everything is *written* (executed notebooks, generated pages,
-  results, benchmarks, the built book). Unset, it is the repository itself. The tests set it, so that a smoke
-  run never touches what a reader's quick run left behind.
+* `PSMLIB_OUTPUT`: the folder below which everything is *written* (executed notebooks, generated pages, results,
+  benchmarks, the built book); by default the repository itself. The tests set it, so that they never overwrite the
+  results of a reader's run.
 
 Example:
     >>> from psmlib.machine import paths

@@ -1,10 +1,11 @@
-"""Progress bars that leave nothing behind."""
+"""Progress bars that disappear when the work is done."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -12,7 +13,7 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
-class _Cell:
+class _NotebookOutput:
     """A file for tqdm that writes into one updatable output of a notebook cell."""
 
     def __init__(self):
@@ -27,68 +28,64 @@ class _Cell:
             self._handle.update(self._wrap(text))
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Does nothing: nothing is buffered."""
 
     def clear(self) -> None:
         """Empties the output."""
         self._handle.update(self._wrap(""))
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Whether the code runs in the kernel of a notebook."""
     shell = sys.modules.get("IPython")
     return shell is not None and getattr(shell.get_ipython(), "kernel", None) is not None
 
 
-def _look() -> tuple[_Cell | None, dict]:
-    """Where a bar goes: an output of the notebook, the terminal, or nowhere."""
+@contextmanager
+def _tqdm(items: Iterable | None = None, **settings) -> Iterator[tqdm]:
+    """A tqdm bar in a notebook's output, in the terminal, or, in batch runs and files, nowhere."""
     batch = bool(os.environ.get("PSMLIB_BATCH"))
-    cell = _Cell() if _in_notebook() and not batch else None
+    cell = _NotebookOutput() if in_notebook() and not batch else None
     quiet = cell is None and (batch or not sys.stderr.isatty())
-    shape = dict(ascii=True, ncols=90) if cell else {}
-    return cell, dict(leave=False, disable=quiet, file=cell or sys.stderr, **shape)
+    look = dict(ascii=True, ncols=90) if cell else {}
+    line = tqdm(items, leave=False, disable=quiet, file=cell or sys.stderr, **look, **settings)
+    try:
+        yield line
+    finally:
+        line.close()
+        if cell:
+            cell.clear()
 
 
 def bar(items: Iterable[T], total: int | None = None, label: str = "", every: float = 0.5) -> Iterator[T]:
-    """Passes items on, showing how far along and the time left.
+    """Yields the items, showing how many are done and the time left.
 
-    A terminal gets a line that disappears at the end; a notebook opened by a person gets an output that is
-    emptied at the end; batch runs (environment variable PSMLIB_BATCH) and files get nothing.
+    A terminal gets a line that disappears at the end; an interactive notebook gets an output that is emptied at the
+    end; batch runs (environment variable PSMLIB_BATCH) and files get nothing.
 
     Args:
-        items: What to pass on.
-        total: How many there will be, if ``items`` has no length.
-        label: Words before the bar.
+        items: What to yield.
+        total: Number of items, if ``items`` has no length.
+        label: Text before the bar.
         every: Seconds between updates.
 
     Example:
         >>> sum(bar([1, 2, 3]))
         6
     """
-    cell, look = _look()
-    try:
-        yield from tqdm(items, total=total, desc=label or None, mininterval=every, **look)
-    finally:
-        if cell:
-            cell.clear()
+    with _tqdm(items, total=total, desc=label or None, mininterval=every) as line:
+        yield from line
 
 
-def fitting(run: Iterable, label: str = "training") -> Iterator:
-    """A bar over the updates of :func:`psmlib.training.loop.fit`.
+def training_bar(run: Iterable, label: str = "training") -> Iterator:
+    """A bar over the updates of :func:`psmlib.training.loop.fit`, which yields its progress now and then.
 
     Example:
-        >>> list(fitting([]))
+        >>> list(training_bar([]))
         []
     """
-    cell, look = _look()
-    line = None
-    try:
+    with _tqdm(desc=label, unit="update") as line:
         for progress in run:
-            if line is None:
-                line = tqdm(total=progress.updates, desc=label, unit="update", **look)
+            line.total = progress.updates
             line.update(progress.update - line.n)
             yield progress
-    finally:
-        if line is not None:
-            line.close()
-        if cell:
-            cell.clear()

@@ -1,4 +1,4 @@
-"""Provenance: which source, commit, machine and libraries stand behind a figure."""
+"""Provenance of a result: source code, commit, device, library versions and memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from psmlib.machine import paths
 
 
 def source_hash(notebook: str) -> str:
-    """SHA-256 over psmlib's Python files and the notebook's cells, whatever outputs it carries."""
+    """SHA-256 of psmlib's Python files and of the notebook's cells without their outputs."""
     digest = hashlib.sha256()
     for path in sorted(paths.PACKAGE.rglob("*.py")):
         digest.update(path.relative_to(paths.PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -29,11 +29,11 @@ def source_hash(notebook: str) -> str:
 
 
 def git_state() -> dict:
-    """The commit, and whether the tree differs from it; "unknown" and None outside a checkout of the book.
+    """The commit, and whether the working tree differs from it; "unknown" and None outside a checkout of the book.
 
-    data/results and data/bench do not count: every run writes there, and a run is not a change of the source. A copy
-    that travelled without its repository is told its commit by the environment variable PSMLIB_COMMIT; whether it
-    differs nobody can tell there, but the source hash can be compared afterwards.
+    Changes in data/results and data/bench are ignored, because every run writes there. For a copy of the files without
+    its repository, the environment variable PSMLIB_COMMIT gives the commit; whether the copy differs from it is then
+    unknown, but the source hashes can be compared afterwards.
     """
 
     def git(*arguments: str) -> str:
@@ -42,7 +42,7 @@ def git_state() -> dict:
 
     state = {"commit": os.environ.get("PSMLIB_COMMIT", "unknown"), "dirty": None}
     try:
-        # A copy unpacked inside some other repository must not borrow that one's commit.
+        # A copy inside another repository must not report the commit of that one.
         if not os.path.samefile(git("rev-parse", "--show-toplevel"), paths.ROOT):
             return state
         excluded = (":(exclude)data/results", ":(exclude)data/bench")
@@ -54,7 +54,7 @@ def git_state() -> dict:
 
 
 def device_name(device: str = "cpu") -> str:
-    """The model, in words, of the processor or accelerator that a device string stands for here."""
+    """The model name of the processor or GPU that a device string refers to on this machine."""
     if _on_gpu(device):
         return torch.cuda.get_device_name(device)
     try:
@@ -67,13 +67,13 @@ def device_name(device: str = "cpu") -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries on which figures depend."""
+    """Versions of Python, psmlib and the libraries on which results depend."""
     libraries = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy")}
     return {"python": platform.python_version(), "psmlib": __version__, **libraries}
 
 
 def peak_memory() -> float | None:
-    """The most memory this process has held so far, in MiB; None where the system does not tell."""
+    """Peak memory of this process so far, in MiB; None where the system does not report it."""
     try:
         import resource
     except ImportError:
@@ -83,7 +83,7 @@ def peak_memory() -> float | None:
 
 
 def peak_gpu_memory(device: str) -> float | None:
-    """The most memory PyTorch has held on an accelerator so far, in MiB; None on a processor."""
+    """Peak memory of PyTorch on a GPU so far, in MiB; None for the CPU."""
     return round(torch.cuda.max_memory_allocated(device) / 2**20, 1) if _on_gpu(device) else None
 
 

@@ -1,1 +1,1 @@
-"""Networks, and banks of them."""
+"""Network architectures: small perceptrons of points, U-Nets of images, and the normalising flow Glow."""

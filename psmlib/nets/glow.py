@@ -1,11 +1,11 @@
-r"""Glow: a normalising flow of images (Kingma and Dhariwal, 2018, Figure 2).
+r"""Glow, a normalising flow of images (Kingma and Dhariwal, 2018, Figure 2).
 
-At each of L levels the image is squeezed, 2x2 pixels becoming channels, and goes through K steps; between levels half
-of its channels leave. What leaves, and what is left at the end, is standard normal, so
+At each of L levels the image is squeezed (blocks of 2x2 pixels become channels) and passes K steps of the flow; between
+levels half of the channels are split off as latents. All latents are standard normal, so
 
 .. math:: \log p(x) = \sum_l \log N(z_l; 0, I) + \log\left|\det\frac{\partial z}{\partial x}\right|
 
-where the Gaussians whose parameters are learned are part of the map. The paper has L = 3, K = 32 and 512 hidden
+where the learned Gaussians of the latents are part of the map x -> z. The paper has L = 3, K = 32 and 512 hidden
 channels.
 """
 
@@ -18,24 +18,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from psmlib.machine.checks import check_count
 from psmlib.machine.streams import stream
 from psmlib.nets.glow_layers import ActNorm, Split, Step
+from psmlib.nets.image_module import check_options
 
 
 class Glow(nn.Module):
-    """A flow of images of one shape.
+    """A normalising flow of images of one shape.
 
     Args:
-        shape: Of the images: channels, height, width.
-        levels: How many scales; the sides must halve that many times.
+        shape: Shape of an image: channels, height, width.
+        levels: Number of scales; height and width must be divisible by 2 ** levels.
         steps: Steps of the flow on each level.
         hidden: Channels within a coupling.
-        seed: The first values depend on it alone, in any dtype and on any device.
-        dtype: Of the parameters.
-        device: Of the parameters.
+        seed: Seed of the initial parameters, which are the same in any dtype and on any device.
+        dtype: Dtype of the parameters.
+        device: Device of the parameters.
 
     Raises:
-        ValueError: when a number is not positive, or the sides do not halve ``levels`` times.
+        ValueError: when a number is not positive, or height or width is not divisible by 2 ** levels.
 
     Example:
         >>> flow = Glow((1, 8, 8))
@@ -49,11 +51,9 @@ class Glow(nn.Module):
         dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
     ):  # fmt: skip
         super().__init__()
-        self.shape, self.settings = (
-            _checked(shape, levels, steps, hidden),
-            dict(levels=levels, steps=steps, hidden=hidden),
-        )
-        (channels, height, width), generator = self.shape, stream(seed)
+        self.settings = dict(levels=levels, steps=steps, hidden=hidden)
+        self.shape, generator = _checked(shape, **self.settings), stream(seed)
+        channels, height, width = self.shape
         self.steps, self.splits = nn.ModuleList(), nn.ModuleList()
         self.latent_shapes: list[tuple[int, int, int]] = []
         for level in range(levels):
@@ -63,7 +63,7 @@ class Glow(nn.Module):
                 self.splits.append(Split(channels))
                 channels //= 2
             self.latent_shapes.append((channels, height, width))
-        self.top = ActNorm(channels)  # the learned Gaussian of what is left
+        self.top = ActNorm(channels)  # the learned Gaussian of the last latents
         self.to(dtype=dtype, device=device)
 
     @property
@@ -72,8 +72,8 @@ class Glow(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     @torch.no_grad()
-    def start(self, x: Tensor) -> None:
-        """Sets the scales and shifts of all actnorms so that this batch leaves each with mean 0 and variance 1.
+    def initialise(self, x: Tensor) -> None:
+        """Sets the scales and shifts of all actnorms so that the outputs of each have mean 0 and variance 1 on a batch.
 
         Args:
             x: Images. Shape: (n, C, H, W).
@@ -81,17 +81,17 @@ class Glow(nn.Module):
         Raises:
             ValueError: for images of another shape or dtype, or on another device.
         """
-        self._refuse_others(x)
+        self._check_images(x)
         for k, level in enumerate(self.steps):
             x = F.pixel_unshuffle(x, 2)
             for step in level:
-                x = step.start(x)
+                x = step.initialise(x)
             if k < len(self.splits):
                 x = self.splits[k](x)[0]
-        self.top.start(x)
+        self.top.initialise(x)
 
     def encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The latents of images, finest level first, and the log determinant of the whole map.
+        """The latents of images, finest level first, and the log determinant of the Jacobian of the map.
 
         Args:
             x: Images. Shape: (n, C, H, W).
@@ -102,7 +102,7 @@ class Glow(nn.Module):
         Raises:
             ValueError: for images of another shape or dtype, or on another device.
         """
-        self._refuse_others(x)
+        self._check_images(x)
         latents, log_det = [], x.new_zeros(len(x))
         for k, level in enumerate(self.steps):
             x = F.pixel_unshuffle(x, 2)
@@ -145,33 +145,24 @@ class Glow(nn.Module):
         """Draws images. Shape: (n, C, H, W).
 
         Args:
-            n: How many.
+            n: Number of images.
             generator: Source of randomness.
             temperature: Standard deviation of the latents.
         """
-        like, place = self.top.shift, "cpu" if generator is None else generator.device
-        draws = [
-            torch.randn(n, *shape, generator=generator, dtype=torch.float64, device=place)
-            for shape in self.latent_shapes
-        ]
-        return self.decode([(temperature * z).to(like) for z in draws])
+        options = dict(generator=generator, dtype=torch.float64, device=generator.device if generator else "cpu")
+        draws = [torch.randn(n, *shape, **options) for shape in self.latent_shapes]
+        return self.decode([(temperature * z).to(self.top.shift) for z in draws])
 
-    def _refuse_others(self, x: Tensor) -> None:
-        like = self.top.shift
+    def _check_images(self, x: Tensor) -> None:
         if x.dim() != 4 or tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"this Glow is of images of shape (n, {str(self.shape)[1:]}, got {tuple(x.shape)}")
-        if x.dtype != like.dtype or x.device != like.device:
-            raise ValueError(
-                f"this Glow holds {like.dtype} on {like.device} but the images are {x.dtype} on {x.device}: "
-                f"convert either with .to"
-            )
+        check_options("Glow", x, self.top.shift)
 
 
 def _checked(shape: Sequence[int], levels: int, steps: int, hidden: int) -> tuple[int, int, int]:
-    """The shape, once all numbers have been looked at."""
+    """The shape, after a check of all arguments."""
     for name, value in (("levels", levels), ("steps", steps), ("hidden", hidden)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"Glow's {name} must be a positive whole number, got {value!r}")
+        check_count(f"Glow's {name}", value)
     if len(shape) != 3 or any(side < 1 for side in shape):
         raise ValueError(f"Glow takes images of shape (channels, height, width), got {tuple(shape)}")
     _, height, width = shape

@@ -1,8 +1,8 @@
-r"""Layers of a flow: maps of images that can be inverted exactly and know how they change volume.
+r"""Invertible layers of Glow: actnorm, 1x1 convolution, affine coupling and split (Kingma and Dhariwal, 2018, Table 1).
 
 Each layer has ``forward(x) -> (y, log_det)`` with :math:`\log|\det\partial y/\partial x|` of every image, shape
-(n,), and ``inverse(y) -> x``. They are those of Glow (Kingma and Dhariwal, 2018, Table 1). A layer whose first values
-come from data has ``start(x) -> y``, which sets them by a batch and passes it on.
+(n,), and ``inverse(y) -> x``. Layers with data-dependent initial parameters have ``initialise(x) -> y``, which sets
+them from a batch and returns the outputs.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LOG_SCALE = 2.0
-"""No coupling and no prior of a split stretches a value by more than exp(2), so that float32 can invert it."""
+LOG_SCALE = 2.0  # bound of the log scales of couplings and splits, so that they can be inverted in float32
 
 
 def convolution(channels: int, out: int, size: int, generator: torch.Generator, *, zero: bool = False) -> nn.Conv2d:
-    """A padded convolution in float64, with torch's own distribution of first values from ``generator``, or zeros.
+    """A padded convolution in float64, initialised with torch's default distribution from ``generator``, or with zeros.
 
     Args:
-        channels: That come in.
-        out: Channels that go out.
+        channels: Input channels.
+        out: Output channels.
         size: Side of the kernel, odd.
         generator: On the CPU; not used for zeros.
-        zero: Whether all values start at zero.
+        zero: Whether all parameters are initialised to zero.
 
     Example:
         >>> bool(convolution(4, 2, 3, torch.Generator(), zero=True).weight.any())
@@ -37,7 +36,7 @@ def convolution(channels: int, out: int, size: int, generator: torch.Generator, 
 
 
 def bounded(h: Tensor) -> Tensor:
-    """A log scale within plus or minus LOG_SCALE, with slope 1 at 0."""
+    """Maps a real number to a log scale between -LOG_SCALE and LOG_SCALE, with slope 1 at 0."""
     return LOG_SCALE * torch.tanh(h / LOG_SCALE)
 
 
@@ -45,11 +44,11 @@ class ActNorm(nn.Module):
     r"""A scale and a shift for each channel, :math:`y = e^{s}(x + b)`.
 
     Args:
-        channels: How many.
+        channels: Number of channels.
 
     Example:
         >>> layer, x = ActNorm(2), torch.arange(8, dtype=torch.float64).view(2, 2, 1, 2)
-        >>> layer.start(x).mean((0, 2, 3)).tolist()
+        >>> layer.initialise(x).mean((0, 2, 3)).tolist()
         [0.0, 0.0]
     """
 
@@ -59,8 +58,8 @@ class ActNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(channels, 1, 1, dtype=torch.float64))
 
     @torch.no_grad()
-    def start(self, x: Tensor) -> Tensor:
-        """Gives every channel mean 0 and variance 1 over the batch. A channel without variance is only moved."""
+    def initialise(self, x: Tensor) -> Tensor:
+        """Gives every channel mean 0 and variance 1 over the batch; a channel without variance is only shifted."""
         var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
         spread = torch.where(var > 0, var, 1.0).sqrt()
         self.shift.copy_(-mean[:, None, None])
@@ -76,15 +75,15 @@ class ActNorm(nn.Module):
 
 
 class InvertibleConv(nn.Module):
-    r"""A 1x1 convolution whose matrix is kept as :math:`W = P L (U + \mathrm{diag}(\pm e^{s}))` (Glow, Eq. 10-11).
+    r"""A 1x1 convolution parametrised as :math:`W = P L (U + \mathrm{diag}(\pm e^{s}))` (Glow, Eq. 10-11).
 
-    P is a permutation and stays as it is, as do the signs; L is unit lower and U strictly upper triangular. The log
-    determinant is H W times the sum of s. The first W is a random rotation. L, U and s share one matrix of parameters:
-    what is below, above and on its diagonal.
+    The permutation P and the signs are fixed; L is unit lower and U strictly upper triangular. The log determinant is
+    H W times the sum of s. The initial W is a random rotation. L, U and s are stored in one matrix of parameters: below,
+    above and on its diagonal.
 
     Args:
-        channels: How many.
-        generator: Of the rotation; on the CPU.
+        channels: Number of channels.
+        generator: Source of the rotation; on the CPU.
 
     Example:
         >>> W = InvertibleConv(4, torch.Generator().manual_seed(0)).matrix()
@@ -103,9 +102,9 @@ class InvertibleConv(nn.Module):
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         """L and U with their diagonals."""
-        kept = self.triangles
-        eye = torch.eye(len(kept), dtype=kept.dtype, device=kept.device)
-        return kept.tril(-1) + eye, kept.triu(1) + torch.diag(self.sign * kept.diagonal().exp())
+        both = self.triangles
+        eye = torch.eye(len(both), dtype=both.dtype, device=both.device)
+        return both.tril(-1) + eye, both.triu(1) + torch.diag(self.sign * both.diagonal().exp())
 
     def matrix(self) -> Tensor:
         """W. Shape: (C, C)."""
@@ -125,13 +124,13 @@ class InvertibleConv(nn.Module):
 class Coupling(nn.Module):
     r"""An affine coupling: one half of the channels scales and shifts the other, :math:`y_a = e^{s(x_b)}x_a + t(x_b)`.
 
-    s and t come from three convolutions (3x3, 1x1, 3x3) with ReLU; the last starts at zero, hence the layer as the
-    identity.
+    s and t are computed by three convolutions (3x3, 1x1, 3x3) with ReLU; the last is initialised to zero, so that the
+    layer is initially the identity.
 
     Args:
-        channels: Two or more.
+        channels: Number of channels, at least two.
         hidden: Channels between the convolutions.
-        generator: Of the first values; on the CPU.
+        generator: Source of the initial parameters; on the CPU.
 
     Example:
         >>> layer, x = Coupling(4, 8, torch.Generator()), torch.ones(2, 4, 2, 2, dtype=torch.float64)
@@ -165,9 +164,9 @@ class Step(nn.Module):
     """A step of the flow: actnorm, 1x1 convolution, coupling (Glow, Figure 2a).
 
     Args:
-        channels: Two or more.
-        hidden: Of the coupling.
-        generator: Of the first values; on the CPU.
+        channels: Number of channels, at least two.
+        hidden: Hidden channels of the coupling.
+        generator: Source of the initial parameters; on the CPU.
 
     Example:
         >>> step, x = Step(2, 4, torch.Generator()), torch.ones(3, 2, 1, 1, dtype=torch.float64)
@@ -181,8 +180,8 @@ class Step(nn.Module):
         self.mix = InvertibleConv(channels, generator)
         self.couple = Coupling(channels, hidden, generator)
 
-    def start(self, x: Tensor) -> Tensor:
-        return self.couple(self.mix(self.norm.start(x))[0])[0]
+    def initialise(self, x: Tensor) -> Tensor:
+        return self.couple(self.mix(self.norm.initialise(x))[0])[0]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x, first = self.norm(x)
@@ -195,13 +194,13 @@ class Step(nn.Module):
 
 
 class Split(nn.Module):
-    r"""Half of the channels leave the flow here, under a Gaussian whose mean and scale the other half tells.
+    r"""Splits off half of the channels as latents, Gaussian with mean and scale computed from the other half.
 
-    What leaves is whitened, :math:`z = (x_b - m(x_a))e^{-s(x_a)}`, so that every latent of the flow is standard normal;
-    m and s come from one 3x3 convolution that starts at zero.
+    The latents are standardised, :math:`z = (x_b - m(x_a))e^{-s(x_a)}`, so that all latents of the flow are standard
+    normal; m and s are computed by one 3x3 convolution initialised to zero.
 
     Args:
-        channels: An even number.
+        channels: Number of channels, even.
 
     Example:
         >>> kept, latent, log_det = Split(4)(torch.ones(2, 4, 2, 2, dtype=torch.float64))
@@ -218,7 +217,7 @@ class Split(nn.Module):
         return mean, bounded(h)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What stays, what leaves, and the log determinant."""
+        """The remaining channels, the latents, and the log determinant."""
         kept, left = x.chunk(2, 1)
         mean, log_scale = self._mean_and_scale(kept)
         return kept, (left - mean) * (-log_scale).exp(), (-log_scale).flatten(1).sum(1)

@@ -1,6 +1,6 @@
 """The processes: variance-preserving, sub-VP, variance-exploding, reciprocal VE, flow matching and EDM.
 
-Each gives the coefficients of a :class:`~psmlib.process.path.Process`, and the time at which the noise has a level.
+Each gives the coefficients of a :class:`~psmlib.process.path.Process`, and the time at which sigma has a given value.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class VP(Process):
 
     def sigma_rate(self, t):
         sigma = self.sigma(t)
-        # sigma grows like sqrt(t) from 0, or, when beta(0) = 0, straight
+        # at t = 0 sigma grows like sqrt(t), or linearly if beta(0) = 0
         start = math.inf if self.beta_min > 0 else math.sqrt(0.5 * self.beta_max)
         return torch.where(sigma > 0, 0.5 * self.beta(t) * self.alpha(t) ** 2 / sigma, start)
 
@@ -92,8 +92,7 @@ class SubVP(VP):
 class VE(Process):
     r"""Variance-exploding path, :math:`\sigma^2(t)=\sigma_{min}^2[(\sigma_{max}/\sigma_{min})^{2t}-1]`.
 
-    The subtracted term makes the law of :math:`x_0` given :math:`x_0` a point, as a diffusion must
-    (Soft Truncation, Prop. 1); many codes drop it.
+    The subtracted term makes :math:`\sigma(0) = 0`, as a diffusion must (Soft Truncation, Prop. 1); many codes drop it.
     """
 
     sigma_min: float = 0.01
@@ -134,7 +133,7 @@ class VE(Process):
 class RVE(VE):
     r"""Reciprocal variance-exploding path, :math:`\sigma(t)=\sigma_{max}(\sigma_{min}/\sigma_{max})^{\epsilon/t}`.
 
-    Nearly all of the noise arrives before :math:`t = 100\epsilon`, so integrate over 1/t or log sigma.
+    Nearly all of the noise is added before :math:`t = 100\epsilon`, so integrate over 1/t or log sigma.
     """
 
     sigma_min: float = 1e-3
@@ -160,7 +159,7 @@ class OTFlow(Process):
     """The optimal-transport path of flow matching, x_t = (1 - t) x_0 + t eps (Lipman et al., 2023, with sigma_min = 0).
 
     Time runs from data (0) to noise (1), as everywhere in this book. The drift (1 - t)^-1 is singular at
-    t = 1, so work with velocities there: ``conversion`` between "velocity" and "denoised" stays finite.
+    t = 1; ``conversion`` between "velocity" and "denoised" stays finite there.
     """
 
     def alpha(self, t):

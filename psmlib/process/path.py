@@ -1,4 +1,4 @@
-r"""Gaussian paths: how data turn into noise, and how to read one prediction as another.
+r"""Gaussian paths from data to noise, and conversions between predictions of noise, score, data and velocity.
 
 Every process here is a path :math:`x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon` with
 :math:`\varepsilon\sim N(0, I)` and :math:`t\in[0, T]`. It solves the linear stochastic equation
@@ -57,7 +57,7 @@ class Process:
 
     @property
     def prior_std(self) -> float:
-        """Standard deviation per axis of the Gaussian that stands for the law of x_T."""
+        """Standard deviation per axis of the Gaussian prior, which approximates the distribution of x_T."""
         return 1.0
 
     def alpha(self, t: float | Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Process:
         return 2 * sigma * self.sigma_rate(t) - 2 * self.drift(t) * sigma**2
 
     def log_snr(self, t: float | Tensor) -> Tensor:
-        """Log signal-to-noise ratio, log(alpha^2 / sigma^2); falls from +inf at t = 0."""
+        """Log signal-to-noise ratio, log(alpha^2 / sigma^2), decreasing from +inf at t = 0."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
     def perturb(self, x0: Tensor, t: float | Tensor, eps: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class Process:
 
         ``eps``, ``score`` :math:`=-\varepsilon/\sigma`, ``denoised`` :math:`=x_0` and ``velocity``
         :math:`=\dot\alpha x_0+\dot\sigma\varepsilon` are all linear in :math:`(x_0, \varepsilon)`, and
-        :math:`x_t=\alpha x_0+\sigma\varepsilon` holds in expectation too, so two of them fix a third.
+        :math:`x_t=\alpha x_0+\sigma\varepsilon` holds in expectation too, so any two of them determine a third.
 
         Raises:
             ValueError: for an unknown kind.
@@ -140,7 +140,7 @@ class Process:
         return (pd * qs - ps * qd) / det, (alpha * qd - sigma * pd) / det
 
     def convert(self, x: Tensor, t: float | Tensor, value: Tensor, src: str, dst: str) -> Tensor:
-        """Reads the prediction ``value`` of kind ``src`` at ``x`` as one of kind ``dst``.
+        """Converts the prediction ``value`` of kind ``src`` at ``x`` to kind ``dst``.
 
         Args:
             x: Points x_t. Shape: (n, *shape).

@@ -1,4 +1,4 @@
-r"""Processes made of others: one that is stopped early, and one whose time runs at another pace."""
+r"""Processes derived from others: one stopped at an earlier time, and one with another time scale."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from psmlib.process.path import Process, as_time
 
 @dataclass(frozen=True)
 class Shortened(Process):
-    r"""The coefficients of a process on [0, T] alone.
+    r"""A process restricted to [0, T], with the same coefficients.
 
-    Its prior is the process's own at T: where there is a drift, the law that it settles to, N(0, I) for VP; where there
-    is none, :math:`N(0, \sigma^2(T) I)`, with :math:`\sigma(0)` subtracted (Franzese et al., Table 1).
+    Its prior is, with a drift, the stationary distribution of the process, N(0, I) for VP; without a drift
+    :math:`N(0, \sigma^2(T) I)`, with :math:`\sigma(0)` subtracted (Franzese et al., Table 1).
 
     Args:
-        process: The process; of one that was shortened before, the original is taken.
+        process: The process; if it is itself a shortened one, its original is taken.
         T: The new end.
 
     Raises:
@@ -54,7 +54,7 @@ class Shortened(Process):
 
     @property
     def prior_std_rate(self) -> float:
-        """How fast the standard deviation of the prior grows with T."""
+        """Derivative of the prior's standard deviation in T."""
         return 0.0 if float(self.drift(self.T)) else float(self.sigma_rate(self.T))
 
     def alpha(self, t):
@@ -76,19 +76,19 @@ class Shortened(Process):
         return self.process.diffusion2(t)
 
     def time_of_sigma(self, sigma):
-        """The time at which the noise level is ``sigma``; past T for a level that is not reached."""
+        """The time at which the noise level is ``sigma``; beyond T for a level that is not reached."""
         return self.process.time_of_sigma(sigma)
 
 
 @dataclass(frozen=True)
 class Retimed(Process):
-    r"""The same path at another pace: :math:`\tilde x_t = x_u` with :math:`u/T = (t/T)^{power}`.
+    r"""The same path on another time scale: :math:`\tilde x_t = x_u` with :math:`u/T = (t/T)^{power}`.
 
-    Everything that an integral over time gives is as before, at the re-timed end: L~(t) = L(u).
+    Integrals over time keep their values at the transformed end: L~(t) = L(u) for the evidence bound L.
 
     Args:
         process: The process.
-        power: Above 1 it starts more slowly.
+        power: Above 1 the noise grows more slowly at first.
 
     Raises:
         ValueError: when power is not positive.

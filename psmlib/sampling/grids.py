@@ -1,4 +1,4 @@
-"""Grids of time: where a solver puts its steps."""
+"""Time grids for solvers and samplers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def log_snr(process: Process, t0: float, t1: float, steps: int) -> Tensor:
     """
     if t0 <= 0:
         raise ValueError("log_snr grids need t0 > 0, because log SNR is infinite at 0: start at, say, 1e-3")
-    # a path that ends without any signal has log SNR -inf at its end: stop the scale just before
+    # if no signal is left at the end, log SNR is -inf there: stop the scale just before
     end = t1 if bool(process.log_snr(t1).isfinite()) else t1 * (1 - 1e-6)
     wanted = torch.linspace(float(process.log_snr(t0)), float(process.log_snr(end)), steps + 1, dtype=torch.float64)
     lo, hi = torch.full_like(wanted, t0), torch.full_like(wanted, end)
@@ -58,7 +58,7 @@ def log_snr(process: Process, t0: float, t1: float, steps: int) -> Tensor:
 
 
 def per_block(t0: float, t1: float, partition: Partition, steps: int) -> Tensor:
-    """The same number of equal steps in each block, ``steps`` in all or a few less (at least one a block).
+    """The same number of equal steps in each block, at least one, ``steps`` in all or a few fewer.
 
     Example:
         >>> per_block(0., 1., Partition([0, .2, 1]), 4).tolist()
@@ -71,10 +71,10 @@ def per_block(t0: float, t1: float, partition: Partition, steps: int) -> Tensor:
 
 
 def with_borders(times: Tensor, partition: Partition | None) -> Tensor:
-    """Moves the nearest inner grid points onto the partition's borders, where the field may jump.
+    """Moves the nearest inner grid points onto the partition's borders, where the score may jump.
 
-    A step across a jump has order one whatever the method. Borders that share a nearest point are added
-    as points of their own.
+    A step across a jump is of first order whatever the method. If two borders have the same nearest point, one is added
+    as a new point.
 
     Example:
         >>> with_borders(uniform(0., 1., 4), Partition([0, .2, 1])).tolist()

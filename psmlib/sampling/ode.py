@@ -1,4 +1,4 @@
-"""Sampling by the probability-flow equation (Song et al., 2021, Eq. 13; PSM, Eq. 3)."""
+"""The probability-flow equation (Song et al., 2021, Eq. 13; PSM, Eq. 3), followed from noise to data or back."""
 
 from __future__ import annotations
 
@@ -13,22 +13,15 @@ from psmlib.score import Score
 from psmlib.solvers import adaptive, fixed
 
 
-@torch.no_grad()
-def ode(
-    score: Score, process: Process, x_T: Tensor, times, *, method: str = "rk4", rtol: float = 1e-5, atol: float = 1e-5,
-    max_nfe: int = 20000,
-) -> Iterator[State]:  # fmt: skip
-    """Integrates dx/dt = velocity from noise to data.
+def ode(score: Score, process: Process, x_T: Tensor, times, **settings) -> Iterator[State]:
+    """Samples by the probability-flow equation, from noise to data.
 
     Args:
         score: Exact or trained.
         process: Its Gaussian path.
         x_T: Noise. Shape: (n, *shape).
         times: Descending times. Shape: (steps + 1,).
-        method: "euler", "heun", "rk4", or "adaptive", which controls its error between the times.
-        rtol: Relative tolerance of the adaptive method.
-        atol: Absolute tolerance.
-        max_nfe: Evaluations after which the adaptive method gives up.
+        settings: method, rtol, atol and max_nfe of :func:`probability_flow`.
 
     Yields:
         A :class:`~psmlib.sampling.state.State` after each step.
@@ -46,7 +39,42 @@ def ode(
         >>> last(ode(HG().diffused(vp), vp, x, quadratic(1e-3, 1., 20).flip(0))).x.shape
         torch.Size([4, 2])
     """
-    times, calls = check_descending(times), [0]
+    return probability_flow(score, x_T, check_descending(times), **settings)
+
+
+@torch.no_grad()
+def probability_flow(
+    score: Score, x: Tensor, times, *, method: str = "rk4", rtol: float = 1e-5, atol: float = 1e-5,
+    max_nfe: int = 20000,
+) -> Iterator[State]:  # fmt: skip
+    """Integrates dx/dt = velocity through the times, which may descend (noise to data) or ascend (data to noise).
+
+    Args:
+        score: Exact or trained.
+        x: Points at the first time. Shape: (n, *shape).
+        times: Shape: (steps + 1,).
+        method: "euler", "heun", "rk4", or "adaptive", which controls its error between the times.
+        rtol: Relative tolerance of the adaptive method.
+        atol: Absolute tolerance.
+        max_nfe: Evaluations after which the adaptive method gives up.
+
+    Yields:
+        A :class:`~psmlib.sampling.state.State` after each step.
+
+    Raises:
+        ValueError: for an unknown method.
+        RuntimeError: when the adaptive method runs out of evaluations.
+
+    Example:
+        >>> from psmlib.data.toys import HG
+        >>> from psmlib.process import VP
+        >>> x, score = HG().sample(4, torch.Generator().manual_seed(0)), HG().diffused(VP())
+        >>> there = [state.x for state in probability_flow(score, x, [.01, .02, .03])]
+        >>> back = [state.x for state in probability_flow(score, there[-1], [.03, .02, .01])]
+        >>> bool((back[-1] - x).abs().max() < 1e-3)
+        True
+    """
+    calls = [0]
 
     def fields(t_mid: float):
         piece = score.on_block(t_mid)
@@ -58,8 +86,8 @@ def ode(
         return field
 
     if method == "adaptive":
-        for x, _, t, nfe in adaptive(fields, x_T, times, rtol=rtol, atol=atol, max_nfe=max_nfe):
-            yield State(x, t, nfe)
-        return
-    for x, _, t in fixed(fields, x_T, times, method):
-        yield State(x, t, calls[0])
+        steps = adaptive(fields, x, times, rtol=rtol, atol=atol, max_nfe=max_nfe)
+    else:
+        steps = fixed(fields, x, times, method)
+    for y, _, t, *_ in steps:
+        yield State(y, t, calls[0])

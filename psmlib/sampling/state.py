@@ -1,4 +1,4 @@
-"""What a sampler yields."""
+"""The state of a sampler after each step, and checks of its times."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class State(NamedTuple):
-    """A step of a sampler.
+    """Points after a step of a sampler.
 
     Attributes:
         x: The points. Shape: (n, *shape).
@@ -23,7 +23,7 @@ class State(NamedTuple):
 
 
 def last(states: Iterable[State]) -> State:
-    """The final state.
+    """The final state of a sampler.
 
     Raises:
         ValueError: when there is none.

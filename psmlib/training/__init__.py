@@ -1,5 +1,7 @@
 """Training of banks: when each network is trained, on what, by which steps, and how a run is stopped and resumed."""
 
-from psmlib.training.loop import Progress, description, fit
+from psmlib.training.guarded import CHUNK, Progress
+from psmlib.training.loop import BankProgress, fit
+from psmlib.training.recipe import Recipe
 
-__all__ = ["Progress", "description", "fit"]
+__all__ = ["CHUNK", "BankProgress", "Progress", "Recipe", "fit"]

@@ -1,4 +1,4 @@
-"""Training batches: noised data with times from one block, and what a network shall say of them."""
+"""Training batches from a generator for each network: noised data, their times and the regression targets."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from psmlib.bank.mlp_bank import Bank
-from psmlib.partition import Partition
-from psmlib.process import Process, expand
-from psmlib.training.times import draw_times
+from psmlib.process import expand
+from psmlib.training.recipe import Recipe
 
 
 def draw_points(data, n: int, generator: torch.Generator) -> Tensor:
@@ -24,59 +23,73 @@ def draw_points(data, n: int, generator: torch.Generator) -> Tensor:
     return data[rows.to(data.device)]
 
 
+def draw_times(recipe: Recipe, k: int, updates: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """Times of block k and their weights, or None. Shapes: (updates * batch_size,), float64.
+
+    Example:
+        >>> from psmlib.partition import Partition
+        >>> from psmlib.process import VP
+        >>> draw_times(Recipe(VP(), Partition.points(2), updates=1, batch_size=3), 0, 1, torch.Generator())[0].tolist()
+        [0.5, 0.5, 0.5]
+    """
+    low, high = recipe.partition.bounds(k)
+    if recipe.partition.discrete:
+        return torch.full((updates * recipe.batch_size,), high, dtype=torch.float64), None
+    u = torch.rand(
+        recipe.times.numbers, updates, recipe.batch_size, generator=generator, dtype=torch.float64,
+        device=generator.device,
+    )  # fmt: skip
+    t = recipe.times.draw(u, low, high)
+    weight = recipe.times.weight(t, low, high)
+    return t.flatten(), None if weight is None else weight.flatten()
+
+
 def noised(
-    bank, data, process: Process, partition: Partition, objective, k: int, n: int,
-    generator: torch.Generator, log_share: float = 0.0, t_min: float = 1e-5,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Points x_t, their times and regression targets for block k, where and as the bank's parameters are.
+    bank, data, recipe: Recipe, k: int, updates: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Points x_t, their times, regression targets and weights for block k, where and as the bank's parameters are.
 
     Args:
         bank: Of MLPs or of image networks; gives dtype and device.
         data: A density with ``sample(n, generator)``, or a tensor of points to draw from. Shape: (N, *shape).
-        process: The Gaussian path.
-        partition: The blocks.
-        objective: Makes the targets.
+        recipe: The training's recipe.
         k: Which block.
-        n: How many points.
+        updates: How many batches; rows follow one another.
         generator: Source of randomness.
-        log_share: As in :func:`draw_times`.
-        t_min: As in :func:`draw_times`.
 
     Returns:
-        Shapes: (n, *shape), (n,), (n, *shape).
+        Shapes: (n, *shape), (n,), (n, *shape) and (n,) or None, with n = updates * batch_size.
 
     Example:
         >>> from psmlib.nets.mlp import Plain
-        >>> from psmlib.training.objectives import Denoising
         >>> from psmlib.partition import SA
         >>> from psmlib.process import VP
-        >>> x, t, target = noised(Bank(Plain(), 1), torch.ones(9, 2), VP(), SA, Denoising(), 0, 5, torch.Generator())
-        >>> x.shape, t.shape, target.shape
-        (torch.Size([5, 2]), torch.Size([5]), torch.Size([5, 2]))
+        >>> recipe = Recipe(VP(), SA, updates=1, batch_size=5)
+        >>> x, t, target, weight = noised(Bank(Plain(), 1), torch.ones(9, 2), recipe, 0, 1, torch.Generator())
+        >>> x.shape, t.shape, target.shape, weight
+        (torch.Size([5, 2]), torch.Size([5]), torch.Size([5, 2]), None)
     """
     dtype = bank.params.dtype
-    x0 = draw_points(data, n, generator).to(bank.device, dtype)
-    t = draw_times(partition, k, n, generator, log_share, t_min).to(bank.device)
+    x0 = draw_points(data, updates * recipe.batch_size, generator).to(bank.device, dtype)
+    t, weight = (None if v is None else v.to(bank.device) for v in draw_times(recipe, k, updates, generator))
     eps = torch.randn(x0.shape, generator=generator, dtype=dtype, device=generator.device).to(bank.device)
-    return process.perturb(x0, t, eps), t, objective.target(process, x0, t, eps)
+    target = recipe.objective.target(recipe.process, x0, t, eps)
+    return recipe.process.perturb(x0, t, eps), t, target, None if weight is None else weight.to(dtype)
 
 
-def make_batch(
-    bank: Bank, data, process: Process, partition: Partition, objective, k: int, n: int,
-    generator: torch.Generator, log_share: float, t_min: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Inputs (n, F) and regression targets (n, d) of an MLP, for block k; arguments as of :func:`noised`.
+def mlp_batch(bank: Bank, x: Tensor, t: Tensor, target: Tensor, process) -> tuple[Tensor, Tensor]:
+    """Inputs and regression targets of an MLP, for noised points: what its skip connection adds is subtracted.
 
-    Example:
-        >>> from psmlib.nets.mlp import Plain
-        >>> from psmlib.training.objectives import Denoising
-        >>> from psmlib.partition import SA
-        >>> from psmlib.process import VP
-        >>> made = Bank(Plain(), 1), torch.ones(9, 2), VP(), SA, Denoising()
-        >>> make_batch(*made, 0, 5, torch.Generator(), 0., 1e-5)[0].shape
-        torch.Size([5, 4])
+    Args:
+        bank: Of MLPs.
+        x: Points x_t. Shape: (n, d).
+        t: Their times. Shape: (n,).
+        target: Regression targets. Shape: (n, d).
+        process: The Gaussian path.
+
+    Returns:
+        Shapes: (n, F) and (n, d).
     """
-    x, t, target = noised(bank, data, process, partition, objective, k, n, generator, log_share, t_min)
     skip = bank.arch.skip(t, process, bank.native)
     if skip is not None:
         target = target - expand(skip, x) * x

@@ -34,3 +34,7 @@ class FlowMatching:
         """The regression target. Shape: (n, *shape)."""
         t = as_time(t, x0)
         return expand(process.alpha_rate(t), x0) * x0 + expand(process.sigma_rate(t), x0) * eps
+
+
+OBJECTIVES = {objective.native: objective for objective in (Denoising(), FlowMatching())}
+"""The objective that trains each native prediction."""

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from psmlib.kernels.bank_updates import adam_rate, adam_step
+
 
 class Adam:
     """Adam (Kingma and Ba, 2015, Algorithm 1), in place on parameters of shape (K, P).
@@ -23,8 +25,6 @@ class Adam:
         tensor([[0.9000, 0.9000, 0.9000]])
     """
 
-    beta1, beta2, eps = 0.9, 0.999, 1e-8
-
     def __init__(self, params: Tensor, widths: Sequence[int] = ()):
         self.widths = tuple(widths)
         self.state = {"mean": torch.zeros_like(params), "square": torch.zeros_like(params)}
@@ -37,11 +37,7 @@ class Adam:
 
     def step(self, params: Tensor, grad: Tensor, *, lr: float, count: int) -> None:
         """Moves ``params`` by one step; ``count`` starts at 1. ``grad`` is overwritten."""
-        mean, square = self.state["mean"], self.state["square"]
-        mean.lerp_(grad, 1 - self.beta1)
-        square.mul_(self.beta2).addcmul_(grad, grad, value=1 - self.beta2)
-        root = torch.sqrt(square, out=grad).mul_(1 / math.sqrt(1 - self.beta2**count)).add_(self.eps)
-        params.addcdiv_(mean, root, value=-lr / (1 - self.beta1**count))
+        adam_step(params, grad, self.state["mean"], self.state["square"], adam_rate(lr, count))
 
 
 class Soap(Adam):

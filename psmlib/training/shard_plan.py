@@ -1,28 +1,21 @@
-r"""How a bank that may not fit is cut: what so many networks will need, and as few stretches of them as do fit.
-
-What a stretch of networks will need is predicted before any is made; :mod:`psmlib.training.sharding` trains by the
-plan.
-"""
+"""Predicts memory and splits a bank into the fewest groups of networks that fit; ``sharding`` trains by the plan."""
 
 from __future__ import annotations
 
-import inspect
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 
-from psmlib.bank.image_bank import ImageBank
-from psmlib.bank.mlp_bank import Bank
+from psmlib.bank.stack import NetworkStack
 from psmlib.machine.memory import available
 from psmlib.partition import Partition
 from psmlib.process import Process
-from psmlib.training.image_steps import STEPS
-from psmlib.training.loop import fit
-from psmlib.training.optim import OPTIMISERS
+from psmlib.training.loop import STEPS
+from psmlib.training.recipe import Recipe
 
-Make = Callable[[range], Bank | ImageBank]
-"""Makes a stretch of a bank's networks, always of the same bank."""
+Make = Callable[[range], NetworkStack]
+"""Makes a group of a bank's networks, always of the same bank."""
 
 
 @dataclass(frozen=True)
@@ -31,29 +24,29 @@ class Plan:
 
     Attributes:
         size: Networks of the whole bank.
-        stretches: Networks to train together, one stretch after another.
-        needed: Bytes that each stretch is predicted to need at its peak, its networks included.
+        groups: Networks to train together, one group after another.
+        needed: Bytes that each group is predicted to need at its peak, its networks included.
         budget: Bytes that it may need.
         device: Where.
 
     Example:
         >>> print(Plan(7, (range(4), range(4, 7)), (3 * 2**30, 2 * 2**30), 4 * 2**30, "cpu"))
-        7 of 7 networks to train, in 2 stretches of at most 4: they need up to 3 GiB of the 4 GiB allowed on cpu
+        7 of 7 networks to train, in 2 groups of at most 4: they need up to 3 GiB of the 4 GiB allowed on cpu
     """
 
     size: int
-    stretches: tuple[range, ...]
+    groups: tuple[range, ...]
     needed: tuple[int, ...]
     budget: float
     device: str
 
     def __str__(self) -> str:
-        lengths = [len(stretch) for stretch in self.stretches]
+        lengths = [len(group) for group in self.groups]
         if not lengths:
             return f"0 of {self.size} networks to train"
         return (
             f"{sum(lengths)} of {self.size} networks to train, in {len(lengths)} "
-            f"stretch{'es' * (len(lengths) > 1)} of at most {max(lengths)}: they need up to {gib(max(self.needed))} "
+            f"group{'s' * (len(lengths) > 1)} of at most {max(lengths)}: they need up to {gib(max(self.needed))} "
             f"of the {gib(self.budget)} allowed on {self.device}"
         )
 
@@ -75,7 +68,7 @@ def predicted(make: Make, networks: int, data, process: Process, partition: Part
     batches, and what a step holds; not the data, and not what the libraries of a device take for themselves.
 
     Args:
-        make: Makes a stretch of the bank's networks.
+        make: Makes a group of the bank's networks.
         networks: How many.
         data: As of ``fit``; so are the others.
         process: The Gaussian path.
@@ -88,6 +81,7 @@ def predicted(make: Make, networks: int, data, process: Process, partition: Part
 
     Example:
         >>> import torch
+        >>> from psmlib.bank.image_bank import ImageBank
         >>> from psmlib.nets import unet
         >>> from psmlib.process import VP
         >>> make = lambda only: ImageBank(unet.small(dim=8), 3, only=only)
@@ -100,32 +94,25 @@ def predicted(make: Make, networks: int, data, process: Process, partition: Part
 
 
 def _prediction(
-    one: Bank | ImageBank, data, process: Process, partition: Partition, settings: dict
+    one: NetworkStack, data, process: Process, partition: Partition, settings: dict
 ) -> Callable[[int], int]:
     """:func:`predicted` as a function of the number of networks, by one of them."""
-    given = inspect.signature(fit).bind(one, data, process, partition, **settings)
-    given.apply_defaults()
-    given, steps = given.arguments, STEPS[type(one)]
-    optimiser, batch_size = given["optimiser"], given["batch_size"]
-    if optimiser not in OPTIMISERS:
-        raise ValueError(f"unknown optimiser {optimiser!r}: use one of {', '.join(OPTIMISERS)}")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive whole number, got {batch_size!r}")
-    step = steps(**{field.name: given.get(field.name) for field in fields(steps)})  # it needs no learning rate to plan
+    recipe, how = Recipe.of(one, process, partition, settings)
+    steps, workers = STEPS[type(one)](one, data, recipe, how.get("engine", "auto")), how.get("workers", 1)
     own = sum(tensor.nbytes for tensor in one.tensors.values())
-    return cache(lambda networks: networks * own + step.needed(networks, optimiser, given["workers"]))
+    return cache(lambda networks: networks * own + steps.needed(networks, workers))
 
 
 def plan(
     make: Make, data, process: Process, partition: Partition, *,
     budget: float | None = None, rest: Sequence[range] | None = None, **settings,
 ) -> Plan:  # fmt: skip
-    """Cuts a bank into as few stretches as fit, of nearly equal lengths.
+    """Cuts a bank into as few groups as fit, of nearly equal lengths.
 
     Args:
         make: As of :func:`predicted`; so are ``data``, ``process``, ``partition`` and ``settings``.
-        budget: Bytes that a stretch may need; by default nine tenths of what the networks' device has free.
-        rest: Stretches that are left to train; by default the whole.
+        budget: Bytes that a group may need; by default nine tenths of what the networks' device has free.
+        rest: Groups that are left to train; by default the whole.
 
     Raises:
         ValueError: as :func:`predicted` does.
@@ -133,12 +120,13 @@ def plan(
 
     Example:
         >>> import torch
+        >>> from psmlib.bank.image_bank import ImageBank
         >>> from psmlib.nets import unet
         >>> from psmlib.process import VP
         >>> make = lambda only: ImageBank(unet.small(dim=8), 7, only=only)
         >>> given = torch.zeros(9, 1, 8, 8), VP(), Partition.equal(7)
         >>> three = predicted(make, 3, *given, updates=9)
-        >>> plan(make, *given, updates=9, budget=three).stretches
+        >>> plan(make, *given, updates=9, budget=three).groups
         (range(0, 3), range(3, 5), range(5, 7))
     """
     one = make(range(1))
@@ -150,9 +138,9 @@ def plan(
             f"training one network needs about {gib(needed(1))} but "
             f"{gib(budget)} are allowed on {one.device}: use a smaller batch or another device"
         )
-    stretches = []
+    groups = []
     for gap in [range(one.whole)] if rest is None else rest:
         cuts = -(-len(gap) // most)
         borders = [gap.start + -(-len(gap) * i // cuts) for i in range(cuts + 1)]
-        stretches += [range(*pair) for pair in zip(borders, borders[1:], strict=False)]
-    return Plan(one.whole, tuple(stretches), tuple(needed(len(part)) for part in stretches), budget, str(one.device))
+        groups += [range(*pair) for pair in zip(borders, borders[1:], strict=False)]
+    return Plan(one.whole, tuple(groups), tuple(needed(len(part)) for part in groups), budget, str(one.device))

@@ -1,12 +1,11 @@
-r"""A bank that does not fit, trained stretch by stretch.
+r"""A bank that does not fit, trained group by group.
 
-A network's course depends on the seeds and its own index alone, so a bank may be cut anywhere: the parts, joined, are
+Each network's training depends only on (seed, index), so a bank may be cut anywhere: the parts, joined, are
 the bank trained whole, bit for bit; :mod:`psmlib.training.shard_plan` cuts it into as few as fit.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -16,14 +15,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from psmlib.bank import checkpoint
 from psmlib.bank.image_bank import ImageBank
 from psmlib.bank.mlp_bank import Bank
+from psmlib.bank.stack import NetworkStack
 from psmlib.machine.files import write_atomic
 from psmlib.machine.memory import check_memory
 from psmlib.partition import Partition
 from psmlib.process import Process
-from psmlib.training.image_steps import STEPS
-from psmlib.training.loop import description, fit
+from psmlib.training.loop import STEPS, fit
+from psmlib.training.recipe import Recipe
 from psmlib.training.shard_plan import Make, Plan, gib, plan, predicted
 
 
@@ -33,40 +34,40 @@ class Sharded:
 
     Attributes:
         plan: What was left to train when it began.
-        stretch: The networks that are being trained; None before the first and after the last.
-        update: Updates done per network of the stretch.
-        loss: Mean loss of each of its networks over the last chunk. Shape: (networks of the stretch,).
-        seconds: Time spent on the stretch in this call.
+        group: The networks that are being trained; None before the first and after the last.
+        update: Updates done per network of the group.
+        loss: Mean loss of each of its networks over the last chunk. Shape: (networks of the group,).
+        seconds: Time spent on the group in this call.
         bank: The whole bank, at the end alone.
         average: Its moving average, at the end alone and if one was kept.
     """
 
     plan: Plan
-    stretch: range | None = None
+    group: range | None = None
     update: int = 0
     loss: Tensor | None = None
     seconds: float = 0.0
-    bank: Bank | ImageBank | None = None
-    average: Bank | ImageBank | None = None
+    bank: NetworkStack | None = None
+    average: NetworkStack | None = None
 
 
 def fit_sharded(
     make: Make, data, process: Process, partition: Partition, *,
     folder: str | Path, budget: float | None = None, join: bool = True, **settings,
 ) -> Iterator[Sharded]:  # fmt: skip
-    """Trains a bank stretch by stretch, yielding the plan first and then after every chunk.
+    """Trains a bank group by group, yielding the plan first and then after every chunk.
 
-    Each finished stretch lies in the folder as a part of the bank, ``networks-<first>-<last>.safetensors``, beside its
+    Each finished group lies in the folder as a part of the bank, ``networks-<first>-<last>.safetensors``, beside its
     moving average if there is one. A later call with the same settings trains what is left, going on from the state of
-    a stretch that was not finished; its budget may be another.
+    a group that was not finished; its budget may be another.
 
     Args:
-        make: Makes a stretch of the bank's networks, such as ``lambda only: ImageBank(net, 100, only=only)``.
+        make: Makes a group of the bank's networks, such as ``lambda only: ImageBank(net, 100, only=only)``.
         data: As of :func:`psmlib.training.loop.fit`.
         process: The Gaussian path.
         partition: As many blocks as the whole bank has networks.
-        folder: Where the stretches are kept.
-        budget: Bytes that a stretch may need; by default nine tenths of what the networks' device has free.
+        folder: Where the groups are kept.
+        budget: Bytes that a group may need; by default nine tenths of what the networks' device has free.
         join: Whether the whole bank is put together at the end, in the system's memory; see :func:`joined`.
         **settings: Passed on to ``fit``.
 
@@ -84,7 +85,7 @@ def fit_sharded(
         >>> budget = predicted(run[0], 2, *run[1:], **kw)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     for state in fit_sharded(*run, folder=folder, budget=budget, **kw):
-        ...         print(state.stretch, state.update)
+        ...         print(state.group, state.update)
         None 0
         range(0, 2) 2
         range(2, 3) 2
@@ -95,10 +96,10 @@ def fit_sharded(
     folder, run = Path(folder), (data, process, partition)
     found, finished = _begin(make, run, folder, budget, join, settings)
     yield Sharded(found)
-    for stretch in finished:  # that its state is still there tells of a stop between two files
-        _path(folder, "running", stretch).unlink(missing_ok=True)
-    for stretch in found.stretches:
-        yield from _train(make, stretch, run, folder, settings, found)
+    for group in finished:  # that its state is still there tells of a stop between two files
+        _path(folder, "running", group).unlink(missing_ok=True)
+    for group in found.groups:
+        yield from _train(make, group, run, folder, settings, found)
     yield Sharded(found, None, 0, None, 0.0, *(joined(folder) if join else (None, None)))
 
 
@@ -106,12 +107,12 @@ def joined(folder: str | Path) -> tuple[Bank, Bank | None] | tuple[ImageBank, Im
     """The bank that a folder of :func:`fit_sharded` holds, and its moving average or None, on the CPU.
 
     Raises:
-        ValueError: when stretches are missing.
+        ValueError: when groups are missing.
     """
     folder = Path(folder)
     parts = {kind: sorted(folder.glob(f"{kind}-*.safetensors")) for kind in ("networks", "average")}
     if not parts["networks"]:
-        raise ValueError(f"{folder} holds no finished stretch of a bank: train with fit_sharded first")
+        raise ValueError(f"{folder} holds no finished group of a bank: train with fit_sharded first")
     name = json.loads((folder / "run.json").read_text(encoding="utf-8"))["kind"]
     kind = next(kind for kind in STEPS if kind.__name__ == name)
     whole = (kind.joined(kind.load(path)[0] for path in paths) if paths else None for paths in parts.values())
@@ -125,42 +126,41 @@ def _begin(
     one = make(range(1))
     made_by = _made_by(one, run, settings)
     _check_folder(folder, made_by)
-    finished, begun = _stretches(folder, one.whole)
+    finished, begun = _groups(folder, one.whole)
     found, needed = plan(make, *run, budget=budget, rest=_gaps(one.whole, finished + begun), **settings), []
-    for stretch in begun:
-        needed.append(predicted(make, len(stretch), *run, **settings))
+    for group in begun:
+        needed.append(predicted(make, len(group), *run, **settings))
         if needed[-1] > found.budget:
             raise MemoryError(
-                f"{_path(folder, 'running', stretch)} was begun with {len(stretch)} networks, which need about "
+                f"{_path(folder, 'running', group)} was begun with {len(group)} networks, which need about "
                 f"{gib(needed[-1])}, but {gib(found.budget)} are allowed: allow more, or delete it to begin anew"
             )
     if join:  # all parts and the whole, beside the other of networks and average
         size = (2 + (settings.get("ema") is not None)) * one.whole * sum(t.nbytes for t in one.tensors.values())
         check_memory(size, "cpu", f"joining {one.whole} networks at the end (join=True)")
     write_atomic(folder / "run.json", json.dumps(made_by, indent=1) + "\n")
-    return Plan(one.whole, (*begun, *found.stretches), (*needed, *found.needed), found.budget, found.device), finished
+    return Plan(one.whole, (*begun, *found.groups), (*needed, *found.needed), found.budget, found.device), finished
 
 
-def _train(make: Make, stretch: range, run: tuple, folder: Path, settings: dict, found: Plan) -> Iterator[Sharded]:
-    """Trains a stretch, or what is left of it, and puts it into its files."""
+def _train(make: Make, group: range, run: tuple, folder: Path, settings: dict, found: Plan) -> Iterator[Sharded]:
+    """Trains a group, or what is left of it, and puts it into its files."""
     if torch.device(found.device).type == "cuda":
-        torch.cuda.empty_cache()  # what the last stretch gave back counts as taken until then
-    bank, path = make(stretch), _path(folder, "running", stretch)
+        torch.cuda.empty_cache()  # what the last group gave back counts as taken until then
+    bank, path = make(group), _path(folder, "running", group)
     for state in fit(bank, *run, path=path, resume=True, **settings):
-        yield Sharded(found, stretch, state.update, state.loss, state.seconds)
+        yield Sharded(found, group, state.update, state.loss, state.seconds)
     if state.average is not None:
-        state.average.save(_path(folder, "average", stretch))
-    bank.save(_path(folder, "networks", stretch))  # last, for it says that the stretch is finished
+        state.average.save(_path(folder, "average", group))
+    bank.save(_path(folder, "networks", group))  # last, for it says that the group is finished
     path.unlink()
 
 
-def _made_by(one: Bank | ImageBank, run: tuple, settings: dict) -> dict:
+def _made_by(one: NetworkStack, run: tuple, settings: dict) -> dict:
     """What tells a run from others, as its folder remembers it."""
-    given = inspect.signature(fit).bind(one, *run, **settings)
-    given.apply_defaults()
+    data, process, partition = run
+    recipe, _ = Recipe.of(one, process, partition, settings)
     own = {"kind": type(one).__name__, "networks": one.whole, "native": one.native, "start": one.seed}
-    own["updates"] = given.arguments["updates"]
-    return json.loads(json.dumps({**description(**given.arguments), **own}))  # as the file gives it back
+    return {**recipe.describe(one, data), **own, "updates": recipe.updates}
 
 
 def _check_folder(folder: Path, made_by: dict) -> None:
@@ -171,34 +171,29 @@ def _check_folder(folder: Path, made_by: dict) -> None:
     if not file.exists():
         raise ValueError(f"{folder} holds networks but no run.json that tells how they were made: use another folder")
     found = json.loads(file.read_text(encoding="utf-8"))
-    for key in made_by:
-        if found.get(key) != made_by[key]:
-            raise ValueError(
-                f"{folder} was made with {key} = {found.get(key)!r} but this run has {made_by[key]!r}: "
-                f"train with the same {key}, or in another folder"
-            )
+    checkpoint.check_same(found, made_by, str(folder), "train", "in another folder")
 
 
-def _path(folder: Path, kind: str, stretch: range) -> Path:
-    """The file of a stretch."""
-    return folder / f"{kind}-{stretch.start}-{stretch.stop - 1}.safetensors"
+def _path(folder: Path, kind: str, group: range) -> Path:
+    """The file of a group."""
+    return folder / f"{kind}-{group.start}-{group.stop - 1}.safetensors"
 
 
-def _stretches(folder: Path, size: int) -> tuple[list[range], list[range]]:
-    """Stretches that the folder holds, finished ones and those that were begun alone."""
+def _groups(folder: Path, size: int) -> tuple[list[range], list[range]]:
+    """Groups that the folder holds, finished ones and those that were begun alone."""
     found = {"networks": set(), "running": set()}
     for path in folder.glob("*.safetensors"):
         if match := re.fullmatch(r"(networks|running)-(\d+)-(\d+)", path.stem):
             found[match[1]].add(range(int(match[2]), int(match[3]) + 1))
     finished, begun = found["networks"], found["running"] - found["networks"]
-    held = [k for stretch in finished | begun for k in stretch]
+    held = [k for group in finished | begun for k in group]
     if len(held) != len(set(held)) or not set(held) <= set(range(size)):
-        raise ValueError(f"the stretches in {folder} are not those of one run: keep each network in one file")
-    return tuple(sorted(part, key=lambda stretch: stretch.start) for part in (finished, begun))
+        raise ValueError(f"the groups in {folder} are not those of one run: keep each network in one file")
+    return tuple(sorted(part, key=lambda group: group.start) for part in (finished, begun))
 
 
 def _gaps(size: int, taken: list[range]) -> list[range]:
-    """The stretches of 0..size that are not taken."""
-    ends = sorted(((stretch.start, stretch.stop) for stretch in taken), key=lambda pair: pair[0])
+    """The groups of 0..size that are not taken."""
+    ends = sorted(((group.start, group.stop) for group in taken), key=lambda pair: pair[0])
     borders = zip([0, *(stop for _, stop in ends)], [*(begin for begin, _ in ends), size], strict=True)
     return [range(a, b) for a, b in borders if a < b]

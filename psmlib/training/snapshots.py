@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from psmlib.bank.image_bank import ImageBank
-from psmlib.bank.mlp_bank import Bank
+from psmlib.bank import checkpoint
+from psmlib.bank.stack import NetworkStack
 from psmlib.machine import paths
-from psmlib.training.loop import CHUNK, description, fit
+from psmlib.training.guarded import CHUNK
+from psmlib.training.loop import fit
+from psmlib.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Snapshots:
         losses: Mean training loss of each network at each stop. Shape: (K,).
     """
 
-    banks: dict[int, Bank | ImageBank]
+    banks: dict[int, NetworkStack]
     seconds: dict[int, float]
     losses: dict[int, list[float]]
 
@@ -49,7 +49,7 @@ def place(notebook: str, profile: str, *parts) -> Path | None:
 
 
 def train(
-    bank: Bank | ImageBank, data, process, partition, *, stops: Iterable[int], folder: Path | None = None, **settings
+    bank: NetworkStack, data, process, partition, *, stops: Iterable[int], folder: Path | None = None, **settings
 ) -> Snapshots:
     """Trains a bank to the last stop and keeps a copy at each.
 
@@ -69,6 +69,7 @@ def train(
             settings.
 
     Example:
+        >>> from psmlib.bank.mlp_bank import Bank
         >>> from psmlib.data.toys import HG
         >>> from psmlib.nets.mlp import Plain
         >>> from psmlib.partition import SA
@@ -80,9 +81,8 @@ def train(
     if not stops or stops[0] < 1 or any(stop % CHUNK for stop in stops[:-1]):
         raise ValueError(f"stops must be positive multiples of {CHUNK} updates, all but the last, got {stops}")
     kept = Snapshots({}, {}, {})
-    given = inspect.signature(fit).bind(bank, data, process, partition, updates=stops[-1], **settings)
-    given.apply_defaults()
-    made_by = json.loads(json.dumps(description(**given.arguments)))  # as a file gives it back
+    recipe, _ = Recipe.of(bank, process, partition, {"updates": stops[-1], **settings})
+    made_by = recipe.describe(bank, data)
     if folder is not None:
         _read(kept, folder, stops, bank, made_by)
     if set(kept.banks) == set(stops):
@@ -102,16 +102,11 @@ def train(
     return kept
 
 
-def _read(kept: Snapshots, folder: Path, stops: list[int], like: Bank | ImageBank, made_by: dict) -> None:
+def _read(kept: Snapshots, folder: Path, stops: list[int], like: NetworkStack, made_by: dict) -> None:
     """Fills in the snapshots that are there, if they are of the same run."""
     for stop in stops:
         file = folder / f"{stop}.safetensors"
         if file.exists():
             bank, about = type(like).load(file, like.device)
-            for key, found in about.get("run", made_by).items():
-                if found != made_by.get(key):
-                    raise ValueError(
-                        f"snapshot {file} was made with {key} = {found!r} but this run has {made_by.get(key)!r}: "
-                        f"train with the same {key}, or in another folder"
-                    )
+            checkpoint.check_same(about["run"], made_by, f"snapshot {file}", "train", "in another folder")
             kept.banks[stop], kept.seconds[stop], kept.losses[stop] = bank, about["seconds"], about["losses"]

@@ -1,9 +1,11 @@
 """What was written reads back bit for bit, or is refused; a crash leaves the old file."""
 
+import json
 import os
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from psmlib.bank import checkpoint
 
@@ -71,7 +73,6 @@ def test_a_file_of_another_run_is_refused_in_one_sentence_that_names_the_differe
         checkpoint.load(path, {**ABOUT, key: value})
     text = str(caught.value)
     assert "\n" not in text and ". " not in text and "a.st" in text
-    checkpoint.load(path, {**ABOUT, key: value}, vary=(key,))
     checkpoint.load(path)
     checkpoint.load(path, {"lr": 1e-3})
 
@@ -100,6 +101,24 @@ def test_a_corrupt_file_is_refused_in_one_sentence(tmp_path, kind):
     with pytest.raises(ValueError, match="a.st is not a checkpoint of psmlib .*: delete it and train anew") as caught:
         checkpoint.load(path, ABOUT)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_another_format_version_is_refused_in_one_sentence(tmp_path, monkeypatch):
+    path = tmp_path / "a.st"
+    with monkeypatch.context() as later:
+        later.setattr(checkpoint, "FORMAT", "2")
+        checkpoint.save(path, tensors(), ABOUT)
+        assert torch.equal(checkpoint.load(path, ABOUT)[0]["params"], tensors()["params"])
+    with pytest.raises(ValueError, match="a.st has format version 2 but this psmlib reads version 1: read it") as later:
+        checkpoint.load(path, ABOUT)
+    checkpoint.save_file(tensors(), path, {"about": json.dumps(ABOUT)})  # as before files had a version
+    with pytest.raises(ValueError, match="a.st has format version none but this psmlib reads version 1") as none:
+        checkpoint.load(path)
+    for error in (later, none):
+        assert "\n" not in str(error.value) and ". " not in str(error.value)
+    checkpoint.save(path, tensors(), ABOUT)
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["format"] == "1", "a change of the version is a change of this test"
 
 
 def test_files_that_are_missing_or_of_another_kind_say_so(tmp_path):

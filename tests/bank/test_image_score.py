@@ -221,7 +221,7 @@ def test_images_that_meet_have_no_jacobian_each():
         lambda: score.jacobian(x, 0.5), lambda: score.divergence(x, 0.5), lambda: score.trace_gradient(x, 0.5),
         lambda: log_likelihood(score, P, x, t0=0.1, steps=1, method="euler", divergence="logdet"),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match="batch_at_test makes an image's answer depend on the others") as error:
+        with pytest.raises(ValueError, match="batch_at_test makes an image's output depend on the others") as error:
             f()
         assert "\n" not in str(error.value) and ". " not in str(error.value)
 

@@ -234,7 +234,7 @@ def test_a_score_follows_its_bank_and_a_copy_does_not():
     assert not torch.allclose(score.predict(x, 0.2), before)
     assert torch.equal(copy.score(score.partition, P).predict(x, 0.2), before)
     assert low.params.dtype == torch.float32 and torch.allclose(low.params.double(), copy.params, rtol=1e-6)
-    assert copy.copy(2 * copy.params).params.equal(2 * copy.params) and (copy.native, copy.seed) == ("eps", 5)
+    assert copy.copy(params=2 * copy.params).params.equal(2 * copy.params) and (copy.native, copy.seed) == ("eps", 5)
 
 
 @pytest.mark.parametrize("arch", ARCHS, ids=str)
@@ -255,7 +255,7 @@ def test_a_saved_bank_reads_back_equal(arch, tmp_path):
 def test_a_file_that_is_not_a_bank_is_refused(tmp_path):
     path = tmp_path / "other.st"
     save(path, {"params": torch.zeros(2)}, {"arch": repr(SMALL)})
-    with pytest.raises(ValueError, match="other.st does not hold a bank") as error:
+    with pytest.raises(ValueError, match="other.st does not hold the networks of Bank") as error:
         Bank.load(path)
     assert one_sentence(error)
     path.write_bytes(b"not safetensors")

@@ -1,4 +1,4 @@
-"""Costs: what is counted, how turns are paired, how sure a ratio is, and the two kinds of update."""
+"""Costs: what memory counts, how turns are paired, intervals of ratios, and the two kinds of update."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from psmlib.bank.mlp_bank import Bank
-from psmlib.benchmarks import costs
+from psmlib.benchmarks import timing
 from psmlib.benchmarks.cnf import CNF, differentiable
 from psmlib.benchmarks.costs import (
     Cost,
@@ -39,7 +39,7 @@ def cost(*seconds, peak=0):
 def clock(monkeypatch):
     """A clock that each call moves on by what it says it takes."""
     now = [0.0]
-    monkeypatch.setattr(costs, "_clock", lambda device: lambda: now[0])
+    monkeypatch.setattr(timing, "clock_of", lambda device: lambda: now[0])
 
     def taking(*seconds):
         left = itertools.chain(seconds, itertools.repeat(seconds[-1]))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psmlib.bank.mlp_bank import Bank
-from psmlib.benchmarks.tf32 import CutMLP, RoundedMLP, cut
+from psmlib.benchmarks.tf32 import CutMLP, RoundedMLP, RoundedUpdates, cut
 from psmlib.data.toys import HG
 from psmlib.kernels.bank_mlp import BankMLP, bank_mlp_ref, parameter_count
 from psmlib.kernels.tf32 import rounded
@@ -48,7 +48,7 @@ def test_errors_of_one_sign_add_up():
 
 @pytest.mark.parametrize("f", [rounded, cut])
 def test_other_dtypes_are_refused(f):
-    with pytest.raises(ValueError, match="tf32 is a way of holding float32, got torch.float64"):
+    with pytest.raises(ValueError, match="tf32 is a format of float32 numbers, got torch.float64"):
         f(torch.zeros(1, dtype=torch.float64))
 
 
@@ -83,7 +83,7 @@ def test_gradient_is_nearly_the_derivative():
 
 def test_an_engine_of_rounded_products_learns_as_well():
     losses = []
-    for engine in ("products", "rounded"):
+    for engine in ("products", RoundedUpdates):
         bank = Bank(Plain(hidden=(20, 30, 20)), 2)
         run = dict(updates=150, batch_size=64, engine=engine)
         for progress in fit(bank, HG(), VP(0.0, 10.0), Partition([0, 0.1, 1]), **run):  # noqa: B007

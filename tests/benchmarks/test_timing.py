@@ -1,9 +1,10 @@
-"""The arithmetic of timings: turns, quantiles, ratios."""
+"""The arithmetic of timings: turns, quantiles, ratios, and differences that are too large."""
 
 import pytest
 import torch
 
-from psmlib.benchmarks.timing import Times, interleave, number, one_thread, quantiles, rows, speed_up
+from psmlib.benchmarks import timing
+from psmlib.benchmarks.timing import Row, Times, agreement, interleave, number, one_thread, quantiles, rows, speed_up
 
 
 class Clock:
@@ -25,8 +26,9 @@ def test_quantiles_of_known_numbers_in_any_order():
     assert quantiles([3.0]) == (3.0, 3.0, 3.0)
 
 
-def test_contestants_take_turns_and_the_warm_up_is_told_apart():
+def test_contestants_take_turns_and_the_warm_up_is_told_apart(monkeypatch):
     clock, order = Clock(), []
+    monkeypatch.setattr(timing, "clock_of", lambda device: clock)
 
     def call(name, cost):
         def turn(i):
@@ -35,7 +37,7 @@ def test_contestants_take_turns_and_the_warm_up_is_told_apart():
 
         return turn
 
-    times = interleave({"a": call("a", 4.0), "b": call("b", 1.0)}, 3, clock)
+    times = interleave({"a": call("a", 4.0), "b": call("b", 1.0)}, 3)
     assert order == [(name, i) for i in range(4) for name in "ab"]
     assert times == {"a": Times(400.0, (4.0, 4.0, 4.0)), "b": Times(100.0, (1.0, 1.0, 1.0))}
     assert speed_up(times["a"], times["b"]) == (4.0, 4.0, 4.0)
@@ -57,6 +59,17 @@ def test_timings_that_make_no_sense_are_refused():
         interleave({"a": lambda i: None}, 0)
     with pytest.raises(ValueError):
         speed_up(Times(0.0, (1.0,)), Times(0.0, (1.0, 2.0)))
+
+
+@pytest.mark.parametrize("found", [0.2, float("nan")])
+def test_a_difference_that_is_too_large_ends_the_run_after_its_row(found):
+    row = Row.single("a case", "ours", "difference", "1", found)
+    assert found != 0.2 or list(agreement(row, 0.3, "values", "psmlib.x")) == [row]
+    checked = agreement(row, 0.1, "values", "psmlib.x")
+    assert next(checked) is row
+    message = f"^values differ by {found:.2g} in a case, but 0.1 is allowed: look for the fault in psmlib.x$"
+    with pytest.raises(RuntimeError, match=message):
+        next(checked)
 
 
 def test_one_thread_within_and_as_before_after():

@@ -9,7 +9,7 @@ import torch
 from psmlib.bank.image_bank import ImageBank
 from psmlib.benchmarks import unets
 from psmlib.benchmarks.timing import Times
-from psmlib.benchmarks.unet_contestants import LR, MODES, AtDesk, Graphs, OneByOne, Side, Vmap
+from psmlib.benchmarks.unet_contestants import LR, MODES, Graphs, OneByOne, SharedGraph, Vmap
 from psmlib.benchmarks.unets import BASELINE, Settings
 from psmlib.nets.ronneberger import Ronneberger
 from psmlib.nets.unet import UNet
@@ -33,32 +33,34 @@ def given(net, size=3) -> tuple:
 @each_net
 def test_all_take_the_same_steps(net):
     start = given(net)
-    loop, others, desk = OneByOne(*start), [Side(*start), Vmap(*start), Graphs(*start, 2)], AtDesk(*start)
+    loop, others, desk = OneByOne(*start), [Vmap(*start), Graphs(*start, 2)], SharedGraph(*start)
     for side in (loop, *others):
         for mode in MODES[:2]:
             side.turn(mode, 1)
-            assert torch.equal(side.bank.params, start[0].params), "parameters move in whole steps alone"
-            assert bool(side.gradients().any()) == (mode != "forward")
+            params, _, grad = side.result()
+            assert torch.equal(params, start[0].params), "parameters move in whole steps only"
+            assert bool(grad.any()) == (mode != "forward")
     for other in others:
-        torch.testing.assert_close(other.gradients(), loop.gradients(), rtol=1e-8, atol=1e-11)
+        torch.testing.assert_close(other.result()[2], loop.result()[2], rtol=1e-8, atol=1e-11)
     for side in (loop, *others, desk):
         side.turn("whole step", 3), side.turn("whole step", 2)
     assert float((loop.bank.params - start[0].params).abs().max()) > 4 * LR
     for other in (*others, desk):
-        torch.testing.assert_close(other.bank.params, loop.bank.params, rtol=1e-8, atol=1e-9)
+        params, buffers, _ = other.result()
+        torch.testing.assert_close(params, loop.bank.params, rtol=1e-8, atol=1e-9)
         if other is not desk:  # which took no part in the turns before
-            torch.testing.assert_close(other.bank.buffers, loop.bank.buffers, rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(buffers, loop.bank.buffers, rtol=1e-9, atol=1e-11)
 
 
 def test_what_lies_between_two_updates_is_no_work_space():
     start = given(NETS["ronneberger"])
-    for side in (OneByOne(*start), Side(*start), Graphs(*start, 2)):
+    for side in (OneByOne(*start), Vmap(*start), Graphs(*start, 2)):
         side.turn("whole step", 1)
         before = [tensor.data_ptr() for tensor in side.state]
         alone, _ = unets.held_by(side, "cpu")
         assert [tensor.data_ptr() for tensor in side.state] == before
         assert alone > 0
-    wide, loop = (unets.held_by(kind(*start), "cpu")[0] for kind in (Side, OneByOne))
+    wide, loop = (unets.held_by(kind(*start), "cpu")[0] for kind in (Vmap, OneByOne))
     assert 2 * loop < wide < 6 * loop, "three networks at once hold about three times as much"
 
 
@@ -76,23 +78,23 @@ def test_rows_without_a_cuda_device():
     net = Ronneberger(2, 2, 1)
     measured = list(unets.measure("a case", net, (3, 1, 4, 4), TINY))
     speeds = [row for row in measured if row.measure.startswith("updates a second")]
-    assert [row.method for row in speeds] == [BASELINE, "vmap", "grouped", "graphs"] * 3 + ["desk"]
+    assert [row.method for row in speeds] == [BASELINE, "vmap", "graphs"] * 3 + ["desk"]
     for row in speeds:
         if row.method in ("graphs", "desk"):
             assert row.values == (None,) * 3 and row.note == "not measured: cpu is no CUDA device"
         else:
             assert row.runs == 2 and all(a <= b for a, b in pairwise(row.values)) and row.values[0] > 0
     held = {row.method: row.values[1] for row in measured if row.measure == "work space of an update"}
-    assert set(held) == {BASELINE, "vmap", "grouped"} and held["grouped"] > held[BASELINE]
+    assert set(held) == {BASELINE, "vmap"} and held["vmap"] > held[BASELINE]
     winner = next(row for row in measured if row.measure.startswith("lead of the fastest"))
     steps = {row.method: row.values[1] for row in speeds if "whole step" in row.measure and row.values[1]}
     assert winner.method == max(steps, key=steps.get) and winner.values[1] > 0
 
 
 def test_the_fastest_is_measured():
-    taken = {name: Times(0.0, (s, 2 * s)) for name, s in ((BASELINE, 6.0), ("vmap", 4.0), ("grouped", 2.0))}
+    taken = {name: Times(0.0, (s, 2 * s)) for name, s in ((BASELINE, 6.0), ("vmap", 4.0), ("graphs", 2.0))}
     row = unets.fastest("a case", taken)
-    assert (row.method, row.values[1], row.ratios[1]) == ("grouped", 2.0, 3.0)
+    assert (row.method, row.values[1], row.ratios[1]) == ("graphs", 2.0, 3.0)
     assert row.note == "2.00 times as fast as vmap, 3.00 times as fast as one by one"
     taken[BASELINE] = Times(0.0, (1.0, 2.0))
     assert unets.fastest("a case", taken).method == BASELINE
@@ -112,9 +114,9 @@ def test_a_turn_takes_the_time_of_its_updates(monkeypatch):
 def test_wrong_gradients_end_the_run_after_all_rows(monkeypatch):
     net = Ronneberger(2, 2, 1)
     names = [row.measure for row in unets.measure("a case", net, (3, 1, 4, 4), TINY)]
-    monkeypatch.setattr(Vmap, "gradients", lambda self: self.wide.gradients().flip(0))
-    seen = []
-    with pytest.raises(RuntimeError, match="the gradients of vmap differ .* look for the fault in Vmap") as error:
+    monkeypatch.setattr(Vmap, "result", lambda self: [rows.flip(0) for rows in self.layers])
+    seen, message = [], "gradients of vmap and of the loop differ .* look for the fault in Vmap"
+    with pytest.raises(RuntimeError, match=message) as error:
         for row in unets.measure("a case", net, (3, 1, 4, 4), TINY):
             seen.append(row.measure)
     assert seen == names and "\n" not in str(error.value)

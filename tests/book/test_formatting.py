@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from psmlib.book.formatting import budget_words, fmt, markdown_table
+from psmlib.book.formatting import budget_words, fmt, markdown_table, plus_minus, value_and_error
 
 
 def parsed(text: str) -> list[list[str]]:
@@ -113,3 +113,10 @@ def test_no_text_breaks_out_of_its_cell(texts):
     assume(not any("\\" in t or "`" in t for t in texts))
     rows = parsed(markdown_table(pd.DataFrame({"x": texts, "y": "end"})))
     assert rows[1:] == [[t or "–", "end"] for t in texts]
+
+
+@pytest.mark.parametrize("row", [lambda f: next(f.itertuples()), lambda f: f.iloc[0], lambda f: (0.61, 0.02)])
+def test_a_row_of_results_a_series_and_a_pair_carry_their_error(row):
+    figure = row(pd.DataFrame({"row": ["TY"], "value": [0.61], "stderr": [0.02]}))
+    assert value_and_error(figure) == (0.61, 0.02) and fmt(figure) == "0.61 ± 0.02"
+    assert plus_minus(figure, sign=True) == "+0.610 ± 0.020"

@@ -85,3 +85,15 @@ def test_all_pages_are_written(tree: Path) -> None:
     names = pages.write()
     assert sorted(names) == sorted(f.name for f in (tree / "generated").iterdir())
     assert ".. automodule:: psmlib.book.pages\n" in (tree / "generated" / "api.md").read_text()
+
+
+def test_the_api_page_has_a_section_for_each_room_in_reading_order() -> None:
+    text = pages.api()
+    rooms = [f.parent.name for f in paths.PACKAGE.glob("*/__init__.py")]
+    assert sorted(pages.ROOMS) == sorted(["psmlib", *rooms])
+    sections = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert sections == ["psmlib", *(f"psmlib.{room}" for room in pages.ROOMS[1:])]
+    assert "\n## psmlib.sampling\n\nSamplers: " in text and text.index("### psmlib.sampling.grids") > 0
+    modules = [line.split(":: ")[1] for line in text.splitlines() if "automodule" in line]
+    files = [f for f in paths.PACKAGE.rglob("*.py") if not f.name.startswith("_")]
+    assert len(set(modules)) == len(modules) == len(files)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -110,7 +111,7 @@ def test_in_a_notebook_tables_are_markdown_output(monkeypatch, capsys):
 
 
 def test_compare_shows_every_cell_of_the_paper_and_then_ours(results, capsys, generated):
-    report.compare(results, "psm", "1", metric="NLL", name="t", caption="Toys.", headings=("data", "method"))
+    report.compare(results, "psm", "1", metric="NLL", caption="Toys.", headings=("data", "method"))
     shown = capsys.readouterr().out
     lines = records(shown.split("\n\n")[1])
     table_1 = paper_values().query("paper == 'psm' and table == '1' and metric == 'NLL'")
@@ -126,7 +127,7 @@ def test_compare_shows_every_cell_of_the_paper_and_then_ours(results, capsys, ge
     assert by["TY", "TPSM-A"]["ours ± s.e. (seeds)"] == "–"
     assert lines[8]["method"] == "ours | new" and lines[8]["paper"] == "–" and len(lines) == 9
     assert re.search(r"\{table\} Toys\. NLL in nats, ± one standard error; profile quick on \S.*\.\n", shown)
-    assert (generated / "t.md").is_file()
+    assert (generated / "tab-psm-1.md").is_file()
 
 
 def test_compare_works_the_same_from_disk_and_from_a_frame(results, capsys):
@@ -179,8 +180,10 @@ def test_compare_refuses_a_metric_that_the_table_lacks(results, table, metric):
 
 
 def test_side_by_side_is_a_pivot_with_the_floor_under_it(results, capsys):
-    report.side_by_side(results, rows="column", columns="dataset", metric="NLL", name="t", caption="c", headings="m")
-    assert parsed(capsys.readouterr().out.split("\n\n")[1]) == [
+    report.side_by_side(results, "1", "m", "c", rows="column", columns="dataset", metric="NLL")
+    shown = capsys.readouterr().out
+    assert ":name: tab-1\n" in shown
+    assert parsed(shown.split("\n\n")[1]) == [
         ["m", "TY", "HG"],
         ["SA-DPM", "0.800 ± 0.004", "–"],
         ["TPSM-B", "0.612 ± 0.004", "–"],
@@ -192,64 +195,57 @@ def test_side_by_side_is_a_pivot_with_the_floor_under_it(results, capsys):
 
 def test_side_by_side_puts_floors_in_the_cells_where_they_differ(results, capsys):
     results.add(**NLL, row="TY", column="SA, late start", value=0.76, exact=0.586, status="differs", dataset="TY")
-    report.side_by_side(results, rows="column", columns=["dataset", "metric"], dataset="TY", name="t", caption="c")
+    report.side_by_side(results, "1", "m", "c", rows="column", columns=["dataset", "metric"], dataset="TY", name="t")
     lines = parsed(capsys.readouterr().out.split("\n\n")[1])
-    assert lines[0] == ["", "TY, NLL"] and lines[-1] == ["SA, late start", "0.760 (floor 0.586)"]
+    assert lines[0] == ["m", "TY, NLL"] and lines[-1] == ["SA, late start", "0.760 (floor 0.586)"]
 
 
 def test_side_by_side_refuses_two_results_in_one_cell_and_unknown_fields(results):
     results.add(**NLL | {"metric": "BPD"}, row="TY", column="SA-DPM", value=1, status="differs", dataset="TY")
     with pytest.raises(ValueError, match="SA-DPM / TY has more than one result: narrow the choice"):
-        report.side_by_side(results, rows="column", columns="dataset", name="t", caption="c")
+        report.side_by_side(results, "1", "m", "c", rows="column", columns="dataset")
     with pytest.raises(ValueError, match="no field 'method': use one of paper, table"):
-        report.side_by_side(results, rows="method", columns="dataset", name="t", caption="c")
+        report.side_by_side(results, "1", "m", "c", rows="method")
     with pytest.raises(ValueError, match="has no rows"):
-        report.side_by_side(results, rows="column", columns="dataset", metric="FID", name="t", caption="c")
+        report.side_by_side(results, "2", "m", "c")
 
 
 # --- claims and prose ---
 
 
-def test_verdicts_show_each_claim_with_its_evidence(capsys):
-    claim = dict(claim="blocks help", test="NLL", verdict="holds", evidence="0.6 < 0.8")
-    report.verdicts([claim], name="claims")
-    assert parsed(capsys.readouterr().out.split("\n\n")[1])[1] == [
-        "blocks help",
-        "NLL",
-        "**holds**",
-        "0.6 < 0.8",
+def test_verdicts_show_each_claim_with_its_evidence(results, capsys):
+    results.claim("blocks help", "NLL", True, "0.6 < 0.8", paper="psm")
+    report.verdicts(results, name="claims")
+    assert parsed(capsys.readouterr().out.split("\n\n")[1]) == [
+        ["claim", "test", "verdict", "evidence"],
+        ["blocks help", "NLL", "**holds**", "0.6 < 0.8"],
     ]
-    for change, said in (
-        ({"verdict": "yes"}, "'yes' of 'blocks help': use one of holds, does not hold"),
-        ({"evidence": ""}, "must have text as claim, test, verdict, evidence"),
-        ({"proof": "x"}, "and no more"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            report.verdicts([claim | change], name="claims")
 
 
 @settings(deadline=None)
 @given(a=st.floats(-5, 5), b=st.floats(-5, 5), sa=st.floats(0, 2), sb=st.floats(0, 2), z=st.floats(0.1, 4))
 def test_a_claim_and_its_opposite_never_both_hold(a, b, sa, sb, z):
-    pair = {report.verdict_less(a, sa, b, sb, z), report.verdict_less(b, sb, a, sa, z)}
+    pair = {report.verdict_less((a, sa), (b, sb), z), report.verdict_less((b, sb), (a, sa), z)}
     assert pair in ({"holds", "does not hold"}, {"undecided"}, {"does not hold"})
     if pair == {"does not hold"}:
         assert a == b and sa == sb == 0
 
 
 def test_verdict_less_decides_at_z_standard_errors_and_errs_rarely():
-    assert report.verdict_less(0.0, 3.0, 10.0, 4.0) == "holds"  # 10 is 2 x hypot(3, 4)
-    assert report.verdict_less(0.0, 3.0, 9.99, 4.0) == "undecided"
-    assert report.verdict_less(9.99, 3.0, 0.0, 4.0) == "undecided"
-    assert report.verdict_less(10.0, 3.0, 0.0, 4.0) == "does not hold"
+    assert report.verdict_less((0.0, 3.0), (10.0, 4.0)) == "holds"  # 10 is 2 x hypot(3, 4)
+    assert report.verdict_less((0.0, 3.0), (9.99, 4.0)) == "undecided"
+    assert report.verdict_less((9.99, 3.0), (0.0, 4.0)) == "undecided"
+    assert report.verdict_less((10.0, 3.0), (0.0, 4.0)) == "does not hold"
     draws = np.random.default_rng(0).normal(0.0, 1.0, (4000, 2))
-    wrong = np.mean([report.verdict_less(a, 1.0, b, 1.0) != "undecided" for a, b in draws])
+    wrong = np.mean([report.verdict_less((a, 1.0), (b, 1.0)) != "undecided" for a, b in draws])
     expected = math.erfc(2 / math.sqrt(2))  # two equal methods are told apart in 4.6 % of the cases
     assert abs(wrong - expected) < 4 * math.sqrt(expected / 4000)
-    with pytest.raises(ValueError, match="cannot judge with sb = nan"):
-        report.verdict_less(1.0, 0.1, 2.0, float("nan"))
-    with pytest.raises(ValueError, match="cannot judge with sa = None"):
-        report.verdict_less(1.0, None, 2.0, 0.1)
+    with pytest.raises(ValueError, match="cannot judge with the error of b = nan"):
+        report.verdict_less((1.0, 0.1), (2.0, float("nan")))
+    with pytest.raises(ValueError, match="cannot judge with the error of a = None"):
+        report.verdict_less((1.0, None), (2.0, 0.1))
+    gap = SimpleNamespace(value=0.3, stderr=0.1)
+    assert report.verdict_less(0, gap) == "holds" and report.verdict_less(gap, 0.2) == "undecided"
 
 
 def test_a_sentence_takes_its_numbers_from_variables(capsys):

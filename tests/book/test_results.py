@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -62,6 +63,8 @@ def test_a_tensor_that_needs_gradients_and_a_whole_number_are_figures_too():
         (dict(status="ok"), "status of .* 'ok': use one of reproduced"),
         (dict(paper="PSM"), "paper of .* 'PSM': use one of psm"),
         (dict(table=1), "table of a result must be text, got 1"),
+        (dict(unit=None), "unit of a result must be text, got None"),
+        (dict(seeds=3), "add has no field 'seeds': use one of paper, table"),
         (dict(unit=" "), "unit of a result must be text"),
         (dict(note=None), "note of a result must be text"),
         (dict(budget=[1]), "give a dict"),
@@ -100,6 +103,42 @@ def test_names_that_would_leave_the_folder_are_refused(name):
         Results("nb", name)
 
 
+def test_a_row_takes_what_it_does_not_say_from_its_part_then_from_the_chapter():
+    results = Results("nb", "smoke", rows=dict(unit="nats", metric="NLL", note="of the chapter"))
+    results.add("t", "r", "c", 1.0)
+    part = results.part(table="p", status="reproduced", budget={"updates": 8})
+    part.add(row="r", column="c", value=2.0)
+    part.add("q", "r", "c", 3.0, note="its own", budget=None, paper="psm")
+    plain, shared, own = results.frame().to_dict("records")
+    assert (plain["paper"], plain["status"], plain["n_seeds"], plain["dataset"]) == ("ours", "scaled_down", 1, "")
+    assert plain["note"] == shared["note"] == "of the chapter" and plain["budget"] == {}
+    assert (shared["table"], shared["status"], shared["budget"]) == ("p", "reproduced", {"updates": 8})
+    assert (own["table"], own["status"], own["note"], own["budget"]) == ("q", "reproduced", "its own", {})
+    for make_part in (lambda: results.part(seeds=3), lambda: Results("nb", "smoke", rows=dict(seeds=3))):
+        with pytest.raises(ValueError, match="has no field 'seeds': use one of"):
+            make_part()
+
+
+def test_a_pair_and_a_summary_fill_the_fields_that_they_know():
+    results = Results("nb", "smoke", rows=dict(unit="nats", metric="NLL", n_seeds=9))
+    summary = SimpleNamespace(value=0.6, stderr=0.01, seeds=3, floor=0.5)
+    results.add("t", "pair", "c", (0.6, 0.01))
+    results.add("t", "pair of a single run", "c", (0.6, None))
+    results.add("t", "summary", "c", summary)
+    results.add("t", "summary overruled", "c", summary, exact=None, n_seeds=2)
+    results.add("t", "tensor", "c", torch.tensor(0.6))  # has a method floor, which is no figure
+    rows = [tuple(row[f] for f in ("stderr", "n_seeds", "exact")) for row in results._rows.values()]
+    assert rows == [(0.01, 9, None), (None, 9, None), (0.01, 3, 0.5), (0.01, 2, None), (None, 9, None)]
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "kept"),
+    [(0.5, 4e-16, None), (0.5, 0.0, None), (0.0, 0.0, None), (0.5, 1e-11, 1e-11), (1e-14, 2e-16, 2e-16)],
+)
+def test_a_standard_error_that_is_mere_rounding_counts_as_none(value, stderr, kept):
+    assert make(value=(value, stderr), stderr=stderr)._rows.popitem()[1]["stderr"] == kept
+
+
 def test_the_frame_has_every_field_in_order_even_when_empty():
     assert list(Results("nb", "smoke").frame().columns) == list(FIELDS) == list(make().frame().columns)
     assert make(stderr=None).frame()["stderr"].dtype == float
@@ -111,12 +150,51 @@ def test_a_saved_file_reads_back_equal_and_is_stable_text(folder):
     assert path == folder / "smoke" / "nb.json"
     text = path.read_text(encoding="utf-8")
     document = json.loads(text)
-    assert set(document) == {"provenance", "rows"} and text.endswith("}\n") and "± é" in text
+    assert set(document) == {"provenance", "rows", "verdicts"} and text.endswith("}\n") and "± é" in text
     assert text == json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     again = load("smoke", "nb")
     assert again.frame().equals(results.frame())
     assert again.provenance == document["provenance"] == results.provenance
     assert again.parameters == {"dataset": "TY", "seeds": 0} and again.seeds == [0, 1, 2]
+
+
+def test_claims_are_kept_in_order_with_what_is_known_of_them(folder):
+    results = make()
+    results.claim("blocks help", "NLL", "undecided", "0.6 < 0.8", paper="psm", gain=torch.tensor(0.25), n=1000)
+    results.part(table="x").claim("cuts help", "NLL", np.bool_(True), "0.5")
+    results.claim("noise helps", "NLL", False, "0.9")
+    first = dict(claim="blocks help", test="NLL", verdict="undecided", evidence="0.6 < 0.8")
+    assert results.verdicts[0] == first | dict(paper="psm", gain=0.25, n=1000)
+    assert [line["verdict"] for line in results.verdicts] == ["undecided", "holds", "does not hold"]
+    results.save()
+    again = load("smoke", "nb")
+    assert again.verdicts == results.verdicts
+    with pytest.raises(ValueError, match="read from disk"):
+        again.claim("more", "NLL", True, "1")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (("c", "t", "yes", "e"), "verdict 'yes' of 'c': use one of holds, does not hold"),
+        (("c", "t", True, " "), "evidence of the claim 'c' must be text, got ' '"),
+        ((None, "t", True, "e"), "claim of the claim None must be text"),
+    ],
+)
+def test_a_claim_without_words_or_with_another_verdict_is_refused(line, said):
+    with pytest.raises(ValueError, match=said):
+        make().claim(*line)
+    with pytest.raises(ValueError, match="claim has no field 'proof': use one of paper, section"):
+        make().claim("c", "t", True, "e", proof="x")
+
+
+def test_a_file_from_before_verdicts_were_kept_reads_back(folder):
+    path = make().save()
+    document = json.loads(path.read_text())
+    del document["verdicts"]
+    path.write_text(json.dumps(document))
+    again = load("smoke", "nb")
+    assert again.verdicts == [] and len(again) == 1
 
 
 @settings(deadline=None, max_examples=30)  # each example asks git

@@ -20,7 +20,7 @@ from psmlib.process import EDM, VP
 
 F64 = torch.float64
 USUAL = VP(0.1, 20.0)
-NOBODY = SimpleNamespace(process=USUAL, home={"dtype": F64, "device": torch.device("cpu")})
+NOBODY = SimpleNamespace(process=USUAL, tensor_options={"dtype": F64, "device": torch.device("cpu")})
 POINT = torch.zeros(1, 1, dtype=F64)
 
 
@@ -239,7 +239,7 @@ def test_seeds_and_more_intervals(digits):
 
 
 def test_draws_are_uniform_and_never_at_the_lower_end(monkeypatch):
-    x0, eps, t = draws(torch.eye(3), 30_000, 0.2, 0.7, torch.Generator().manual_seed(0), NOBODY.home)
+    x0, eps, t = draws(torch.eye(3), 30_000, 0.2, 0.7, torch.Generator().manual_seed(0), NOBODY.tensor_options)
     assert x0.dtype == eps.dtype == t.dtype == F64 and x0.shape == eps.shape == (30_000, 3)
     assert float(t.min()) > 0.2 and float(t.max()) <= 0.7
     assert abs(float(t.mean()) - 0.45) < 5 * 0.5 / math.sqrt(12 * 30_000)
@@ -249,7 +249,7 @@ def test_draws_are_uniform_and_never_at_the_lower_end(monkeypatch):
     one, two, times = draws(HG(), 5, 0.0, 1.0, torch.Generator().manual_seed(0), single)
     assert one.dtype == two.dtype == torch.float32 and times.dtype == F64 and one.shape == (5, 2)
     monkeypatch.setattr(torch, "rand", lambda n, **_: torch.zeros(n, dtype=F64))  # which it may be, once in 2^53
-    assert draws(torch.eye(3), 2, 0.2, 0.7, torch.Generator(), NOBODY.home)[2].tolist() == [0.7, 0.7]
+    assert draws(torch.eye(3), 2, 0.2, 0.7, torch.Generator(), NOBODY.tensor_options)[2].tolist() == [0.7, 0.7]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from psmlib.partition import Partition
 from psmlib.process import VP, OTFlow
 from psmlib.sampling import grids, last, ode, sde
 from psmlib.training import fit, snapshots
+from psmlib.training.times import LogUniform
 
 P = VP(0.0, 10.0)
 BLOCKS = Partition([0, 0.02, 0.1, 0.3, 1])
@@ -33,10 +34,10 @@ def run(bank, stop=None, data=None, process=P, partition=BLOCKS, **kw):
 @pytest.mark.parametrize("engine", ["loop", "products"])
 @pytest.mark.parametrize("arch", [Plain(hidden=(9, 12, 8)), Conditioned(hidden=(9, 8), octaves=2)],
                          ids=["plain", "conditioned"])  # fmt: skip
-def test_engines_take_the_course_of_a_cpu(arch, engine):
+def test_engines_train_as_on_a_cpu(arch, engine):
     """Same words, double precision."""
-    there = run(Bank(arch, 4, dtype=F64), engine="loop", streams="addressed")
-    here = run(Bank(arch, 4, dtype=F64, device="cuda"), engine=engine, streams="addressed")
+    there = run(Bank(arch, 4, dtype=F64), engine="loop")
+    here = run(Bank(arch, 4, dtype=F64, device="cuda"), engine=engine)
     for a, b in zip(there, here, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
@@ -74,7 +75,7 @@ def test_resuming_finds_the_same_bits(tmp_path):
 
 def test_soap_trains():
     bank = Bank(Conditioned(), 4, device="cuda")
-    losses = run(bank, optimiser="soap", lr=1e-2, schedule="one_cycle", log_share=0.5, updates=200)[2]
+    losses = run(bank, optimiser="soap", lr=1e-2, schedule="one_cycle", times=LogUniform(0.5), updates=200)[2]
     assert float(losses[-1].mean()) < float(losses[0].mean())
 
 
@@ -87,7 +88,7 @@ def test_snapshots_stay_on_the_device(tmp_path):
 
 
 @pytest.mark.parametrize("net", [unet.small(dim=8, dtype=F64), ronneberger.small(a=4, dtype=F64)], ids=["unet", "dpsm"])
-def test_the_desk_equals_the_loop(net):
+def test_the_graph_slot_equals_the_loop(net):
     data, found = torch.rand(40, 1, 8, 8, dtype=F64, generator=torch.Generator().manual_seed(0)), []
     for engine, device in (("loop", "cpu"), ("loop", "cuda"), ("graph", "cuda")):
         bank, losses = ImageBank(net, 3).to(device), []

@@ -7,7 +7,7 @@ import torchvision.datasets as tv
 from torchvision.datasets import utils
 
 from psmlib.data import archives
-from psmlib.data.archives import collect, in_words, missing, registry
+from psmlib.data.archives import collect, missing, registry, size_in_words
 from psmlib.data.images import load
 
 SETS = ("mnist", "cifar10", "celeba64", "imagenet64")
@@ -43,7 +43,7 @@ def test_what_is_missing_is_named_with_size_and_place(raw, name):
         load(name)
     text, entry = str(caught.value), raw.entries[name]
     for file in entry["files"]:
-        assert f"{file['name']} ({in_words(file['bytes'])})" in text
+        assert f"{file['name']} ({size_in_words(file['bytes'])})" in text
     assert f"put in data/raw{'' if entry['home'] == '.' else '/' + entry['home']}" in text and entry["page"] in text
     assert ("download=True" in text) == (name != "imagenet64")
     assert "\n" not in text and not re.search(r"\. [A-Z]", text) and str(raw.folder) not in text
@@ -154,5 +154,6 @@ def test_a_failure_inside_a_file_is_about_that_file(raw):
 
 
 def test_sizes_in_words():
-    assert [in_words(n) for n in (999, 1e6, 9.94e6, 12e6, 1.5e9)] == ["1 kB", "1.0 MB", "9.9 MB", "12 MB", "1.5 GB"]
+    words = [size_in_words(n) for n in (999, 1e6, 9.94e6, 12e6, 1.5e9)]
+    assert words == ["1 kB", "1.0 MB", "9.9 MB", "12 MB", "1.5 GB"]
     assert isinstance(missing("mnist", registry()["mnist"]["files"]), FileNotFoundError)

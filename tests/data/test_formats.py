@@ -259,7 +259,7 @@ def test_celeba_has_its_official_splits_cropped_as_torchvision_crops(celeba, raw
 def test_celeba_is_decoded_once_and_its_kept_copy_is_private(celeba, raw, monkeypatch):
     first = load("celeba64").sha256
     monkeypatch.setattr("psmlib.data.images._LOADED", {})
-    monkeypatch.setattr(formats, "face", lambda _: pytest.fail("decoded again"))
+    monkeypatch.setattr(formats, "cropped_face", lambda _: pytest.fail("decoded again"))
     again = load("celeba64")
     assert again.sha256 == first
     again.train.zero_()

@@ -62,7 +62,7 @@ def test_the_documented_numbers():
         )
         assert row.rstrip() in photos.__doc__
     apart = sum(2 * (27 * 16 // 32) * ((end - start) // 32) for start, end in STRIPS["train"])
-    assert apart == 260 and "no more than 260" in photos.__doc__
+    assert apart == 260 and "at most 260 are disjoint" in photos.__doc__
     assert sum(end - start for start, end in STRIPS["train"]) == 384
 
 

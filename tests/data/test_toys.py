@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.integrate import quad
 
-from psmlib.data.toys import HG, TOYS, TY, Mixture, load_toy
+from psmlib.data.toys import HG, TOYS, TY, Mixture, exponential_ve, load_toy, two_gaussians
 
 F64 = torch.float64
 N_FACTS = 200_000  # the sample behind the recorded figures
@@ -248,3 +249,28 @@ def test_bad_mixtures_are_named_in_one_sentence(make, words):
     with pytest.raises(ValueError, match=words) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+# the toy of Appendix K.1
+
+
+def test_the_density_on_a_line_is_the_papers():
+    x = torch.linspace(-1, 6, 50, dtype=F64)
+    wanted = 0.3 * stats.norm.pdf(x.numpy(), 1, 0.1) + 0.7 * stats.norm.pdf(x.numpy(), 3, 0.5)
+    torch.testing.assert_close(two_gaussians().log_prob(x[:, None]).exp(), torch.as_tensor(wanted))
+
+
+@pytest.mark.parametrize("base", [2.0, 25.0])
+def test_the_process_on_a_line_is_the_papers(base):
+    p, t = exponential_ve(base), torch.tensor([0.0, 0.1, 0.6, 1.0], dtype=F64)
+    torch.testing.assert_close(p.diffusion2(t), base ** (2 * t))
+    torch.testing.assert_close(p.sigma(t) ** 2, (base ** (2 * t) - 1) / (2 * math.log(base)))
+    for s in t[1:].tolist():  # the variance is the integral of g^2
+        assert float(p.sigma(s)) ** 2 == pytest.approx(quad(lambda u: base ** (2 * u), 0, s)[0], rel=1e-9)
+    assert float(p.drift(0.3)) == 0 and p.prior_std == float(p.sigma(1.0))
+
+
+@pytest.mark.parametrize("base", [1.0, 0.5, math.nan])
+def test_the_noise_on_a_line_must_grow(base):
+    with pytest.raises(ValueError, match="base above 1, got"):
+        exponential_ve(base)

@@ -16,7 +16,7 @@ from psmlib.diffusion_time.auxiliary import Auxiliary, exact, fit_mixture, gauss
 from psmlib.diffusion_time.elbo import elbo_curve
 from psmlib.diffusion_time.fit_glow import fit_glow
 from psmlib.diffusion_time.noised_data import diffused_batches
-from psmlib.diffusion_time.prior_kl import noise_kl
+from psmlib.diffusion_time.prior_kl import prior_kl
 from psmlib.likelihood import log_likelihood
 from psmlib.machine.streams import stream
 from psmlib.process import EDM, VE, VP, Shortened, SubVP
@@ -235,7 +235,7 @@ def test_an_auxiliary_model_of_another_time_or_process_is_refused_where_it_is_us
         for use in (
             lambda nu: log_likelihood(score, VP(), x, **solve, prior=nu),
             lambda nu: log_likelihood(score, VP(), x, **solve).under(nu),
-            lambda nu: noise_kl(PLANE, VP(), 0.2, prior=nu),
+            lambda nu: prior_kl(PLANE, VP(), 0.2, prior=nu),
             lambda nu: elbo_curve(PLANE, VP(), [0.2], priors=[nu]),
         ):
             with pytest.raises(ValueError, match=said):

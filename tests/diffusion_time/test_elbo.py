@@ -9,7 +9,7 @@ import torch
 from psmlib.bank.mlp_bank import Bank
 from psmlib.data.toys import HG, TY, Mixture
 from psmlib.diffusion_time.elbo import elbo, elbo_curve, gap, gap_slope, normaliser
-from psmlib.diffusion_time.prior_kl import mean_log_density, noise_kl
+from psmlib.diffusion_time.prior_kl import mean_log_density, prior_kl
 from psmlib.exact.expectations import Quadrature
 from psmlib.exact.floors import nll_floor
 from psmlib.nets.mlp import Plain
@@ -130,9 +130,9 @@ def test_in_the_plane_within_standard_errors():
         assert abs(bound.log_data + 0.953) < 0.004
     assert curve[2].KL < 1e-9 and curve[2].stderr["KL"] == 0
     # the two ways to take expectations
-    grid, sobol = (noise_kl(toy, VP(), 0.2, rule=Quadrature(toy, **kw)) for kw in ({}, {"limit": 0, "m": 9}))
+    grid, sobol = (prior_kl(toy, VP(), 0.2, rule=Quadrature(toy, **kw)) for kw in ({}, {"limit": 0, "m": 9}))
     assert grid[1] == 0 < sobol[1] < 0.002 and abs(grid[0] - sobol[0]) < 4 * sobol[1]
-    fine = noise_kl(toy, VP(), 0.2, rule=Quadrature(toy, step=0.2, limit=1 << 15))
+    fine = prior_kl(toy, VP(), 0.2, rule=Quadrature(toy, step=0.2, limit=1 << 15))
     assert grid[0] == pytest.approx(fine[0], abs=1e-7)
 
 

@@ -1,100 +1,17 @@
-"""Shortened processes, partitions and banks: coefficients, priors, identity of what is kept, and refusals."""
-
-import math
+"""The networks that a shorter diffusion keeps: those that training on its blocks alone would have made."""
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from psmlib.bank.image_bank import ImageBank
 from psmlib.bank.mlp_bank import Bank
-from psmlib.data.toys import HG, Mixture
-from psmlib.diffusion_time.kept_blocks import kept
-from psmlib.likelihood import log_likelihood
+from psmlib.data.toys import HG
+from psmlib.diffusion_time.kept_blocks import bank_up_to
 from psmlib.nets import unet
 from psmlib.nets.mlp import Plain
 from psmlib.partition import Partition, cut
-from psmlib.process import EDM, RVE, VE, VP, Shortened, SubVP
+from psmlib.process import VP, Shortened
 from psmlib.training import fit
-
-F64 = torch.float64
-PROCESSES = [VP(), VP(0.0, 10.0), SubVP(), VE(), RVE(0.01, 5.0, 0.1), EDM(3.0)]
-
-
-@pytest.mark.parametrize("p", PROCESSES, ids=repr)
-def test_coefficients_are_those_of_the_process(p):
-    short, t = Shortened(p, 0.4 * p.T), 0.4 * p.T * torch.linspace(0.05, 1, 7, dtype=F64)
-    for name in ("alpha", "sigma", "alpha_rate", "sigma_rate", "drift", "diffusion2", "log_snr"):
-        assert torch.equal(getattr(short, name)(t), getattr(p, name)(t)), name
-    assert short.T == 0.4 * p.T
-    assert float(short.time_of_sigma(short.sigma(t)).sub(t).abs().max()) < 1e-9 * p.T
-
-
-def test_priors_are_those_of_table_1():
-    ve = VE(0.01, 50.0)
-    wanted = math.sqrt(0.01**2 * 5000 ** (2 * 0.3) - 0.01**2)  # sigma^2(T) - sigma^2(0)
-    assert Shortened(ve, 0.3).prior_std == pytest.approx(wanted, rel=1e-12)
-    assert Shortened(ve, 1.0).prior_std == ve.prior_std
-    assert Shortened(VP(), 0.1).prior_std == Shortened(SubVP(), 0.1).prior_std == 1
-    assert Shortened(EDM(80.0), 7.0).prior_std == 7
-    x = torch.tensor([[0.3, -2.0]], dtype=F64)
-    normal = torch.distributions.Normal(torch.zeros((), dtype=F64), wanted)
-    assert float(Shortened(ve, 0.3).prior_log_prob(x)) == pytest.approx(float(normal.log_prob(x).sum()), rel=1e-12)
-
-
-@pytest.mark.parametrize("p", PROCESSES, ids=repr)
-def test_rate_of_the_prior_is_its_derivative(p):
-    T, h = 0.4 * p.T, 1e-5 * p.T
-    slope = (Shortened(p, T + h).prior_std - Shortened(p, T - h).prior_std) / (2 * h)
-    assert Shortened(p, T).prior_std_rate == pytest.approx(slope, rel=1e-7, abs=1e-12)
-
-
-def test_different_ends_are_kept_apart():
-    a, b = Shortened(VP(), 0.4), Shortened(VP(), 0.6)
-    assert a == Shortened(VP(), 0.4) and a != b and a != VP() and Shortened(VE(), 0.4) != a
-    assert len({repr(p) for p in (a, b, VP(), Shortened(VP(0.0, 10.0), 0.4))}) == 4
-    assert len({a, b, Shortened(VP(), 0.4)}) == 2
-    assert Shortened(VP(), T=0.4) == a
-    # 4e-10 apart: a rounded repr would let a checkpoint of one resume the other
-    assert repr(Shortened(VP(), 0.4)) != repr(Shortened(VP(), 0.4 + 4e-10))
-
-
-def test_shortening_twice_is_shortening_once():
-    assert Shortened(Shortened(VP(), 0.6), 0.4) == Shortened(VP(), 0.4)
-    with pytest.raises(ValueError, match=r"T = 0.8 lies outside \(0, 0.6\]"):
-        Shortened(Shortened(VP(), 0.6), 0.8)
-
-
-@pytest.mark.parametrize("T", [0.0, -0.1, 1.0001, math.nan, math.inf])
-def test_ends_outside_the_process_are_refused(T):
-    with pytest.raises(ValueError, match=r"lies outside \(0, 1\].*give a time within it") as caught:
-        Shortened(VP(), T)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="T = nan"):
-        Shortened(VP())
-
-
-@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=8, unique=True), st.data())
-def test_cut_keeps_the_first_blocks(times, data):
-    partition = Partition([0, *sorted(times)], discrete=data.draw(st.booleans()))
-    k = data.draw(st.integers(1, len(partition)))
-    short = cut(partition, partition.edges[k])
-    assert short.edges == partition.edges[: k + 1] and short.discrete == partition.discrete
-    assert cut(partition, partition.T) == partition
-
-
-@pytest.mark.parametrize(
-    "T, words",
-    [(0.2, "at 0.1 or 0.3$"), (0.01, "at 0.02$"), (0.99, "at 0.3 or 1$"), (0.0, "outside"), (1.2, "cut within it$")],
-)
-def test_cuts_between_edges_are_refused(T, words):
-    with pytest.raises(ValueError, match=words):
-        cut(Partition([0, 0.02, 0.1, 0.3, 1]), T)
-
-
-def test_edges_are_met_up_to_rounding():
-    assert len(cut(Partition.equal(10), 0.1 + 0.2)) == 3  # 0.30000000000000004
 
 
 def test_what_is_kept_is_what_short_training_makes():
@@ -104,41 +21,24 @@ def test_what_is_kept_is_what_short_training_makes():
     budget = dict(updates=20, batch_size=16, seed=3)
     list(fit(full, toy, VP(), blocks, **budget))
     list(fit(short, toy, Shortened(VP(), 0.4), cut(blocks, 0.4), **budget))
-    part = kept(full, blocks, 0.4)
+    part = bank_up_to(full, blocks, 0.4)
     assert torch.equal(part.params, short.params) and not torch.equal(full.params[0], Bank(arch, 1, seed=5).params[0])
     part.params.zero_()
     assert full.params.abs().max() > 0  # a copy
     x = torch.ones(3, 2)
-    one = kept(full, blocks, 0.4).score(cut(blocks, 0.4), Shortened(VP(), 0.4))
+    one = bank_up_to(full, blocks, 0.4).score(cut(blocks, 0.4), Shortened(VP(), 0.4))
     assert torch.equal(one.eps(x, 0.3), full.score(blocks, VP()).eps(x, 0.3))
     with pytest.raises(ValueError, match="ends at 0.4 but VP"):
-        kept(full, blocks, 0.4).score(cut(blocks, 0.4), VP())
-
-
-def test_checkpoints_of_another_end_are_refused(tmp_path):
-    toy, budget = HG().centred(), dict(updates=2, batch_size=4, path=tmp_path / "bank")
-    list(fit(Bank(Plain(hidden=(4,)), 1), toy, Shortened(VP(), 0.4), Partition([0, 0.4]), **budget))
-    with pytest.raises(ValueError, match=r"T=0.4.*T=0.6"):
-        list(fit(Bank(Plain(hidden=(4,)), 1), toy, Shortened(VP(), 0.6), Partition([0, 0.6]), resume=True, **budget))
+        bank_up_to(full, blocks, 0.4).score(cut(blocks, 0.4), VP())
 
 
 def test_image_banks_are_kept_too():
     blocks = Partition([0, 0.1, 0.4, 1])
     bank = ImageBank(unet.small(dim=8), 3, seed=0)
-    part = kept(bank, blocks, 0.4)
+    part = bank_up_to(bank, blocks, 0.4)
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     short = part.score(cut(blocks, 0.4), Shortened(VP(), 0.4))
     assert torch.equal(short.eps(x, 0.2), bank.score(blocks, VP()).eps(x, 0.2))
     assert part.whole == len(part) == 2 and bank.whole == 3
     with pytest.raises(ValueError, match="holds 2 of 2 networks"):
-        kept(part, blocks, 0.4)
-
-
-def test_likelihood_ends_at_T():
-    toy = Mixture(gaussians=[(1, [0.5, -0.2], 0.3)])
-    short, x = Shortened(VP(), 0.3), torch.tensor([[0.4, 0.0], [1.0, -1.0]], dtype=F64)
-    exact = toy.diffused(short)
-    found = log_likelihood(exact, short, x, t0=1e-3, steps=200, prior=lambda y: exact.log_prob(y, 0.3))
-    torch.testing.assert_close(found.log_prob, exact.log_prob(x, 1e-3), rtol=0, atol=1e-6)
-    plain = log_likelihood(exact, short, x, t0=1e-3, steps=200)
-    torch.testing.assert_close(plain.prior, short.prior_log_prob(found.x_T))
+        bank_up_to(part, blocks, 0.4)

@@ -3,7 +3,7 @@
 import pytest
 
 from psmlib.data.toys import HG, Mixture
-from psmlib.diffusion_time.prior_kl import fisher_information, mean_log_density, noise_kl, noise_kl_rate
+from psmlib.diffusion_time.prior_kl import fisher_information, mean_log_density, prior_kl, prior_kl_rate
 from psmlib.process import VE, VP, SubVP
 
 LINE = Mixture(gaussians=[(0.3, [1.0], 0.01), (0.7, [3.0], 0.25)], name="line")
@@ -25,6 +25,6 @@ def test_de_bruijn(p, toy):
 @each
 def test_rate_of_the_divergence(p, toy):
     T, h = 0.4, 1e-4
-    slope = (noise_kl(toy, p, T + h)[0] - noise_kl(toy, p, T - h)[0]) / (2 * h)
-    assert noise_kl_rate(toy, p, T)[0] == pytest.approx(slope, rel=1e-4)
+    slope = (prior_kl(toy, p, T + h)[0] - prior_kl(toy, p, T - h)[0]) / (2 * h)
+    assert prior_kl_rate(toy, p, T)[0] == pytest.approx(slope, rel=1e-4)
     assert slope < 0

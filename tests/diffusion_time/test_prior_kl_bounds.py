@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from psmlib.data.toys import HG, TY, Mixture
-from psmlib.diffusion_time.prior_kl import noise_kl
+from psmlib.diffusion_time.prior_kl import prior_kl
 from psmlib.diffusion_time.prior_kl_bounds import (
     convexity_bound,
     hermite_moment,
@@ -17,7 +17,7 @@ from psmlib.diffusion_time.prior_kl_bounds import (
     second_moment,
     signal_share,
 )
-from psmlib.exact.expectations import Quadrature, average
+from psmlib.exact.expectations import Quadrature, expectation
 from psmlib.process import EDM, VE, VP, Retimed, SubVP
 
 F64 = torch.float64
@@ -50,7 +50,7 @@ def test_bounds_hold(p, toy):
     rule = Quadrature(toy, m=4, limit=1 << 12)
     constant = lemma_constant(toy, p)
     for T in (0.3, 0.6, 0.9):
-        measured, error = noise_kl(toy, p, T, rule=rule)
+        measured, error = prior_kl(toy, p, T, rule=rule)
         slack = 1 + 1e-9
         assert measured - 4 * error <= lemma_bound(toy, p, T, constant) * slack + 1e-9
         assert measured - 4 * error <= convexity_bound(second_moment(toy), toy.dim, p, T) * slack + 1e-9
@@ -60,7 +60,7 @@ def test_bounds_in_closed_form():
     # a Gaussian that differs in its mean alone meets Lemma 1 exactly
     one, ve = Mixture(gaussians=[(1, [1.5], 1.0)]), VE(0.1, 5.0)
     for T in TIMES:
-        assert lemma_bound(one, VP20, T) == pytest.approx(noise_kl(one, VP20, T)[0], rel=1e-6)
+        assert lemma_bound(one, VP20, T) == pytest.approx(prior_kl(one, VP20, T)[0], rel=1e-6)
         share = math.exp(-float(VP20.integral(T)))
         assert signal_share(VP20, T) == pytest.approx(share, rel=1e-12)
         usable = 0.5 * (share * (3.25 - 1) - math.log(1 - share))
@@ -73,7 +73,7 @@ def test_bounds_in_closed_form():
 
 def test_the_looser_rate_of_half_the_exponent_is_loose():
     for T in TIMES:
-        kl = noise_kl(LINE, VP20, T)[0]
+        kl = prior_kl(LINE, VP20, T)[0]
         assert kl < lemma_bound(LINE, VP20, T) < lemma_constant(LINE, VP20) * math.sqrt(signal_share(VP20, T))
     # measured KL / exp(-B) tends to half the squared mean
     assert kl / signal_share(VP20, 1.0) == pytest.approx(0.5 * 2.4**2, rel=1e-3)
@@ -98,7 +98,7 @@ def test_hermite_moments_against_quadrature(toy, n):
 
         return value(index)
 
-    values = average(rule, EDM(), 0.0, he)
+    values = expectation(rule, EDM(), 0.0, he)
     error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
     assert abs(float(values.mean()) - float(found[index])) < 5 * error + 1e-9
     torch.testing.assert_close(found, found.permute(*range(n - 1, -1, -1)))
@@ -116,7 +116,7 @@ def test_measured_rates_of_vp(toy, n, c):
         assert coefficient == pytest.approx(c, rel=1e-9)
     share = {1: 1e-3, 2: 0.01, 3: 0.02, 4: 0.05}[n]
     T = time_of_share(VP20, share)
-    kl = noise_kl(toy, VP20, T)[0]
+    kl = prior_kl(toy, VP20, T)[0]
     assert kl / share**n == pytest.approx(coefficient, rel=0.12)
     assert local_rate(toy, VP20, T) == pytest.approx(n, rel=0.06)
 
@@ -125,14 +125,14 @@ def test_measured_rates_of_ve():
     p = VE(0.01, 50.0)
     for toy, n, c in ((LINE, 1, 2.88), (LINE.centred(), 2, 0.25 * float(LINE.cov) ** 2), (SKEWED, 2, 0.25)):
         assert leading_term(toy, p) == (n, pytest.approx(c, rel=1e-9))  # a unit variance gains nothing here
-        assert noise_kl(toy, p, 0.9)[0] / signal_share(p, 0.9) ** n == pytest.approx(c, rel=0.02)
+        assert prior_kl(toy, p, 0.9)[0] / signal_share(p, 0.9) ** n == pytest.approx(c, rel=0.02)
         assert local_rate(toy, p, 0.9) == pytest.approx(n, rel=0.02)
 
 
 def test_local_rate_is_a_slope_of_logarithms():
     for p in (VP20, VE(0.05, 10.0)):
         T, h = 0.35, 1e-4
-        rise = math.log(noise_kl(LINE, p, T + h)[0] / noise_kl(LINE, p, T - h)[0])
+        rise = math.log(prior_kl(LINE, p, T + h)[0] / prior_kl(LINE, p, T - h)[0])
         run = math.log(signal_share(p, T + h) / signal_share(p, T - h))
         assert local_rate(LINE, p, T) == pytest.approx(rise / run, rel=1e-5)
 
@@ -148,7 +148,7 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="first four moments"):
         leading_term(Mixture(gaussians=[(1, [0.0], 1.0)]), VP20)
     for p in (SubVP(), SubVP(0.0, 100.0)):
-        with pytest.raises(ValueError, match="take convexity_bound"):
+        with pytest.raises(ValueError, match="use convexity_bound"):
             lemma_bound(LINE, p, 0.5)
     with pytest.raises(ValueError, match="n = 1 to 4, got 5"):
         hermite_moment(LINE, 5)

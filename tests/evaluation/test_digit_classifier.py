@@ -9,12 +9,20 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from psmlib.bank import checkpoint
 from psmlib.data.images import Images, load
 from psmlib.evaluation import digit_classifier
-from psmlib.evaluation.digit_classifier import DigitClassifier, Recipe, accuracy, classifier, to_bytes, train
+from psmlib.evaluation.digit_classifier import (
+    ClassifierSettings,
+    DigitClassifier,
+    accuracy,
+    classifier,
+    to_bytes,
+    train,
+)
 from psmlib.machine import paths
 
-BRIEF = Recipe(epochs=1)
+BRIEF = ClassifierSettings(epochs=1)
 DIGITS = load("digits")
 
 
@@ -115,7 +123,7 @@ def test_any_labelled_images_will_do():
     images[np.arange(60), labels] += 150  # each class has its own bright channel
     parts = {"train": images, "train_labels": labels, "test": images, "test_labels": labels}
     data = Images("stripes", parts, levels=256, cut=9)
-    net = train(data, recipe=Recipe(hidden=16, width=8, batch=10))
+    net = train(data, recipe=ClassifierSettings(hidden=16, width=8, batch=10))
     assert net.features(data.test).shape == (60, 8) and net(data.test).shape == (60, 3) and accuracy(net, data) == 1
 
 
@@ -161,7 +169,7 @@ def _foreign(path):
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["about"])
     tensors = {"layers.2.bias": torch.zeros(10)}
-    save_file(tensors, path, {"about": json.dumps(about | {"weights": digit_classifier._digest(tensors)})})
+    checkpoint.save(path, tensors, about | {"weights": digit_classifier._digest(tensors)})
 
 
 @pytest.mark.parametrize(
@@ -180,7 +188,7 @@ def test_it_is_trained_each_time_where_nothing_can_be_written(output, counted, t
 
 
 def test_the_layers_are_a_perceptron():
-    net, x = DigitClassifier((1, 8, 8), 10, Recipe(hidden=5, width=4)), to_bytes(DIGITS.test[:3], 17)
+    net, x = DigitClassifier((1, 8, 8), 10, ClassifierSettings(hidden=5, width=4)), to_bytes(DIGITS.test[:3], 17)
     (a, b, c), silu = net.layers, torch.nn.functional.silu
     by_hand = c(silu(b(silu(a(x.double().flatten(1) / 255)))))
     assert torch.allclose(net(x), by_hand, atol=1e-12)

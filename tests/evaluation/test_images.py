@@ -11,10 +11,10 @@ from torch.distributions import MultivariateNormal
 
 from psmlib.data.images import Images, load
 from psmlib.evaluation.images import ImageProtocol, bits, inputs, undithered_offset, whole_levels
-from psmlib.evaluation.standard_errors import difference
 from psmlib.exact.finite_set import DiffusedData
 from psmlib.process import VP
 from psmlib.score import Score
+from psmlib.standard_errors import difference
 
 F64 = torch.float64
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
@@ -265,7 +265,7 @@ class Broken(Gaussian):
         (lambda: bits(Gaussian(), P, IMAGES, FINE, "all"), "unknown split 'all'"),
         (lambda: bits(Gaussian(), P, IMAGES, FINE.but(method="rk5")), "unknown method 'rk5'"),
         (lambda: bits(Broken(), P, IMAGES, FINE.but(images=9)), "2 of 9 likelihoods are not finite: train longer"),
-        (lambda: difference(torch.zeros(5), torch.zeros(5)), r"bits of shape \(seeds, n\), n at least 2, got \(5,\)"),
+        (lambda: difference(torch.zeros(5), torch.zeros(5)), r"table of shape \(seeds, n\), n at least 2, got \(5,\)"),
         (lambda: difference(torch.zeros(5, 1), torch.zeros(5, 1)), r"n at least 2, got \(5, 1\)"),
     ],
 )

@@ -163,7 +163,7 @@ def test_scales_centring_mirrors_and_shapes():
     flat = images.draws(flat=True).diffused(EDM())
     close(flat.eps(x.flatten(1), 0.1), plain.eps(x, 0.1).flatten(1))
     single = images.draws(dtype=torch.float32).diffused(EDM())
-    assert single.home["dtype"] == torch.float32 and plain.home["dtype"] == F64
+    assert single.tensor_options["dtype"] == torch.float32 and plain.tensor_options["dtype"] == F64
     assert single.eps(x.float(), 0.1).dtype == torch.float32
     close(single.eps(x.float(), 0.1).double(), plain.eps(x, 0.1), 1e-4, 1e-4)
     draw = images.draws(centred=True).sample(4, g)  # what training sees lies in the boxes

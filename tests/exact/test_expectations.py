@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from psmlib.data.toys import HG, Mixture
-from psmlib.exact.expectations import Quadrature, average, estimate, time_rule, weigh
+from psmlib.exact.expectations import Quadrature, estimate, expectation, time_rule, weighted_sum
 from psmlib.partition import TPSM_B
 from psmlib.process import EDM, RVE, VE, VP, OTFlow, SubVP
 
@@ -30,8 +30,8 @@ def test_moments_on_a_grid_are_exact(p, toy):
     x, weight = rule.points(p, t)
     assert len(x) == 1 and float(weight.sum()) == pytest.approx(1, abs=1e-11)
     mean, second = moments(toy, p, t)
-    assert float(average(rule, p, t, lambda x: x[:, 0])) == pytest.approx(float(mean[0]), abs=1e-9)
-    assert float(average(rule, p, t, lambda x: x.square().sum(1))) == pytest.approx(second, rel=1e-9)
+    assert float(expectation(rule, p, t, lambda x: x[:, 0])) == pytest.approx(float(mean[0]), abs=1e-9)
+    assert float(expectation(rule, p, t, lambda x: x.square().sum(1))) == pytest.approx(second, rel=1e-9)
 
 
 @pytest.mark.parametrize("toy", [LINE, HG(), BOX, SPACE], ids=lambda toy: toy.name)
@@ -41,13 +41,13 @@ def test_moments_by_sobol_points_lie_within_their_errors(toy):
     assert x.shape[0] == 8 and torch.allclose(weight.sum(1), torch.ones(8, dtype=F64))
     mean, second = moments(toy, p, 0.1)
     for f, wanted in ((lambda x: x[:, -1], float(mean[-1])), (lambda x: x.square().sum(1), second)):
-        found, error = estimate(average(rule, p, 0.1, f))
+        found, error = estimate(expectation(rule, p, 0.1, f))
         assert 0 < error < 0.01 and abs(found - wanted) < 5 * error
 
 
 def test_errors_are_those_of_repeats():
     many = Quadrature(HG(), limit=0, m=4, repeats=64)
-    values = average(many, VP(), 0.2, lambda x: (3 * x[:, 0]).cos())
+    values = expectation(many, VP(), 0.2, lambda x: (3 * x[:, 0]).cos())
     few = [estimate(part) for part in values.split(8)]
     spread = float(torch.tensor([mean for mean, _ in few], dtype=F64).std())
     claimed = sum(error**2 for _, error in few) ** 0.5 / len(few) ** 0.5
@@ -65,7 +65,7 @@ def test_a_grid_serves_where_noise_is_wide_enough():
 
 @pytest.mark.parametrize("toy", [LINE, BOX], ids=lambda toy: toy.name)
 def test_entropies_of_data(toy):
-    found, error = estimate(weigh(Quadrature(toy).data(), toy.log_prob))
+    found, error = estimate(weighted_sum(Quadrature(toy).data(), toy.log_prob))
     assert found == pytest.approx(-toy.entropy, abs=5 * error + 2e-4)
 
 

@@ -216,7 +216,10 @@ def test_a_time_for_each_point(p):
 @each
 def test_single_precision(p):
     single, double = DiffusedData(DATA.float(), p), DiffusedData(DATA.float().double(), p)
-    assert single.home == {"dtype": torch.float32, "device": torch.device("cpu")} and double.home["dtype"] == F64
+    assert (
+        single.tensor_options == {"dtype": torch.float32, "device": torch.device("cpu")}
+        and double.tensor_options["dtype"] == F64
+    )
     for u in TIMES:
         t = u * p.T
         x = points(p, t).float()

@@ -97,7 +97,7 @@ def test_the_flow_carries_the_density(p):
 def test_single_precision_of_the_score(p):
     double = law(p)
     single = GaussianScore(double.mean.float(), (double.vectors * double.values @ double.vectors.T).float(), p)
-    assert single.home["dtype"] == torch.float32 and double.home["dtype"] == F64
+    assert single.tensor_options["dtype"] == torch.float32 and double.tensor_options["dtype"] == F64
     x = normal(8, 1, 2, 3)
     for t in (0.02 * p.T, 0.7 * p.T):
         for name in ("eps", "score", "denoised", "velocity", "divergence", "log_prob"):

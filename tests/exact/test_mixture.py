@@ -174,7 +174,7 @@ def test_base_class_differentiates_by_itself():
     for got, want in zip(Bare().velocity_jvp(x, t, u), exact.velocity_jvp(x, t, u), strict=True):
         close(got, want)
     close(Bare().divergence(x, t), exact.divergence(x, t))
-    assert Bare().on_block(0.3).clock(0.2) == 0.2
+    assert Bare().on_block(0.3).coefficient_time(0.2) == 0.2
     with pytest.raises(TypeError, match="Score does not define predict"):
         Score().predict(x, t)
 

@@ -1,59 +1,11 @@
-"""The probability flow of small networks: against the likelihood's own solvers, and the Triton kernel three ways."""
+"""The probability flow of small networks in one kernel: the Triton kernel three ways, and what it refuses."""
 
 import pytest
 import torch
 
-from psmlib.bank import mlp_bank
-from psmlib.bank.mlp_bank import Bank
 from psmlib.kernels.mlp_flow import fits, mlp_flow
-from psmlib.likelihood import log_likelihood
-from psmlib.nets.mlp import Conditioned, Plain
-from psmlib.partition import Partition
-from psmlib.process import VP, OTFlow
 
 F64 = torch.float64
-SMALL = (9, 11, 8)
-
-
-def points(n: int, dtype=F64) -> torch.Tensor:
-    return torch.randn(n, 2, generator=torch.Generator().manual_seed(1), dtype=dtype)
-
-
-@pytest.mark.parametrize(
-    "arch, native, process, partition, method, grid",
-    [
-        (Plain(hidden=SMALL), "eps", VP(0.0, 10.0), Partition([0, 0.02, 0.1, 0.3, 1]), "rk4", "warped"),
-        (Plain(hidden=SMALL), "velocity", OTFlow(), Partition.equal(3), "rk4", "uniform"),
-        (Plain(hidden=SMALL, times=0), "eps", VP(0.0, 10.0), Partition.points(5), "euler", "blocks"),
-    ],
-    ids=["blocks", "flow matching", "points"],
-)
-def test_the_table_says_what_the_solver_does(arch, native, process, partition, method, grid):
-    bank = Bank(arch, len(partition), native=native, dtype=F64)
-    score, x = bank.score(partition, process), points(6)
-    times = dict(t0=0.01, steps=25, method=method, grid=grid)
-    expected = log_likelihood(score, process, x, **times)
-    from psmlib.likelihood import time_grid
-
-    steps = time_grid(score, process, 0.01, 1.0, 25, grid)
-    end, change, nfe = mlp_bank.solve(score, x, steps, method)
-    torch.testing.assert_close(end, expected.x_T, rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(change, expected.change, rtol=1e-9, atol=1e-11)
-    assert nfe == expected.nfe
-
-
-def test_who_is_served():
-    partition, vp = Partition([0, 0.1, 1]), VP(0.0, 10.0)
-    score, x = Bank(Plain(), 2).score(partition, vp), torch.zeros(3, 2)
-    on_device = torch.zeros(3, 2, device="meta")  # any accelerator: nothing is computed
-    assert not mlp_bank.serves(score, x, "rk4", "exact")
-    assert mlp_bank.serves(score, on_device, "rk4", "exact")
-    assert not mlp_bank.serves(score, on_device, "heun", "exact")
-    assert not mlp_bank.serves(score, on_device, "rk4", "hutchinson")
-    assert not mlp_bank.serves(score, on_device.double(), "rk4", "exact")
-    assert not mlp_bank.serves(score.on_block(0.05), on_device, "rk4", "exact")
-    assert not mlp_bank.serves(Bank(Conditioned(), 2).score(partition, vp), on_device, "rk4", "exact")
-    assert not mlp_bank.serves(Bank(Plain(hidden=(8, 8)), 2).score(partition, vp), on_device, "rk4", "exact")
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,8 @@ def test_uniform_never_gives_zero():
     [
         (torch.ones(2), 0, "keys must be int64 of shape"),
         (torch.ones(2, 2, dtype=torch.int64), 0, "keys must be int64 of shape"),
-        (torch.tensor([1]), 2**32, "have no address of 32 bits"),
-        (torch.tensor([1]), -1, "have no address of 32 bits"),
+        (torch.tensor([1]), 2**32, "are beyond the 32 bits of a counter"),
+        (torch.tensor([1]), -1, "are beyond the 32 bits of a counter"),
     ],
 )
 def test_refusals(keys, first, message):

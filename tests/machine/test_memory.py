@@ -12,14 +12,6 @@ def test_the_free_memory_is_a_plausible_number_of_bytes():
     assert 2**24 < memory.available("cpu") <= total
 
 
-def test_a_system_without_meminfo_reports_its_whole_memory(monkeypatch):
-    def missing(*_):
-        raise FileNotFoundError
-
-    monkeypatch.setattr("builtins.open", missing)
-    assert memory.available("cpu") == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def test_the_limit_is_nine_tenths(monkeypatch):
     asked = []
     monkeypatch.setattr(memory, "available", lambda device: asked.append(device) or 1000 * 2**30)

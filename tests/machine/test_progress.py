@@ -10,7 +10,7 @@ import pytest
 from tqdm import tqdm
 
 from psmlib.machine import progress
-from psmlib.machine.progress import bar, fitting
+from psmlib.machine.progress import bar, training_bar
 
 
 class Terminal(io.StringIO):
@@ -60,7 +60,7 @@ def bars():
     items = [object() for _ in range(3)]
     yield items, bar(items, every=0.0)
     items = list(states(3))
-    yield items, fitting(iter(items))
+    yield items, training_bar(iter(items))
 
 
 def test_items_pass_through_in_order_and_one_at_a_time():
@@ -69,7 +69,7 @@ def test_items_pass_through_in_order_and_one_at_a_time():
     taken = []
     first = next(bar(taken.append(i) or i for i in range(5)))
     assert first == 0 and taken == [0], "a bar must not run ahead"
-    assert list(bar([])) == list(fitting([])) == []
+    assert list(bar([])) == list(training_bar([])) == []
 
 
 def test_nothing_is_written_when_stderr_is_not_a_terminal(capsys, monkeypatch):
@@ -89,12 +89,12 @@ def test_a_terminal_gets_a_line_that_disappears(monkeypatch):
 
 def test_training_counts_updates_from_where_it_stands(monkeypatch):
     open_terminal(monkeypatch)
-    monkeypatch.setattr(progress, "tqdm", lambda **kw: made.append(kw) or Line(**kw))
+    monkeypatch.setattr(progress, "tqdm", lambda items, **kw: made.append(kw) or Line())
     made: list[dict] = []
 
     class Line:
-        def __init__(self, total, **_):
-            self.total, self.n, self.closed = total, 0, False
+        def __init__(self):
+            self.total, self.n, self.closed = None, 0, False
             lines.append(self)
 
         def update(self, by):
@@ -106,7 +106,7 @@ def test_training_counts_updates_from_where_it_stands(monkeypatch):
 
     lines: list[Line] = []
     seen: list[int] = []
-    assert len(list(fitting(states(3)))) == 3
+    assert len(list(training_bar(states(3)))) == 3
     assert seen == [100, 150, 200] and lines[0].total == 200 and lines[0].closed
     assert made[0]["unit"] == "update" and made[0]["disable"] is False
 
@@ -125,7 +125,7 @@ def test_a_notebook_gets_one_output_that_is_emptied_at_the_end(notebook, capsys,
     assert any("steps" in text and "3/3" in text for text in notebook.shown)
     assert notebook.shown[-1] == "" and all("\r" not in t and "\n" not in t for t in notebook.shown)
     notebook.shown.clear()
-    assert len(list(fitting(states(3)))) == 3
+    assert len(list(training_bar(states(3)))) == 3
     assert any("training" in text and "100/200" in text for text in notebook.shown) and notebook.shown[-1] == ""
     assert capsys.readouterr() == ("", "")
 
@@ -135,7 +135,7 @@ def test_the_output_is_emptied_when_the_work_fails_or_is_left(notebook):
         yield from states(1)
         raise FloatingPointError("nan")
 
-    for make in (bar, fitting):
+    for make in (bar, training_bar):
         with pytest.raises(FloatingPointError):
             list(make(failing()))
         assert len(notebook.shown) > 1 and notebook.shown[-1] == ""

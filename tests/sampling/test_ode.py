@@ -11,6 +11,7 @@ from psmlib.partition import Partition
 from psmlib.process import EDM, RVE, VE, VP, OTFlow
 from psmlib.sampling import State, last, ode
 from psmlib.sampling.grids import log_snr, quadratic, uniform, with_borders
+from psmlib.sampling.ode import probability_flow
 from psmlib.sampling.state import check_descending
 from psmlib.score import Score
 
@@ -60,6 +61,15 @@ def test_gaussian_data_in_closed_form(p, method, atol):
     times = uniform(t0, p.T, 100).flip(0)
     got = last(ode(GAUSSIAN.diffused(p), p, at(p.T), times, method=method, rtol=1e-8, atol=1e-8))
     torch.testing.assert_close(got.x, at(t0), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("method", ["rk4", "adaptive"])
+def test_the_flow_runs_forwards_too(method):
+    x, times = SMALL.sample(20, gen()), quadratic(0.02, 1.0, 100, power=3.0)
+    states = list(probability_flow(SMALL.diffused(PSM), x, times, method=method, rtol=1e-8, atol=1e-8))
+    assert [s.t for s in states] == times[1:].tolist()
+    wanted = log_likelihood(SMALL.diffused(PSM), PSM, x, t0=0.02, grid=times).x_T
+    torch.testing.assert_close(states[-1].x, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("method, order, steps", [("euler", 1, 100), ("heun", 2, 100), ("rk4", 4, 100)])

@@ -18,7 +18,9 @@ from psmlib.training import CHUNK, Progress, fit, snapshots
 from psmlib.training.batches import noised
 from psmlib.training.image_steps import ImageSteps
 from psmlib.training.objectives import Denoising, FlowMatching
-from psmlib.training.optim import Adam, one_cycle
+from psmlib.training.optim import Adam
+from psmlib.training.recipe import Recipe
+from psmlib.training.times import LogUniform, Uniform
 
 F64 = torch.float64
 P = VP(0.0, 10.0)
@@ -48,28 +50,38 @@ def same(a: ImageBank, b: ImageBank) -> bool:
     return torch.equal(a.params, b.params) and torch.equal(a.buffers, b.buffers)
 
 
+class Weighted(Uniform):
+    """Late times count more."""
+
+    weighted = True
+
+    def weight(self, t, low, high):
+        return 1 + t
+
+
 def one_sentence(error) -> bool:
     text = str(error.value)
     return "\n" not in text and ". " not in text and len(text) > 20
 
 
-# The course of one network ----------------------------------------------------------------------------------
+# The steps of one network -----------------------------------------------------------------------------------
 
 
-def reference(bank: ImageBank, k: int, process, partition, objective, n: int, B: int, rate, decay: float, **draw):
+def reference(bank: ImageBank, k: int, recipe: Recipe):
     """Network k as a module of its own, under torch's Adam on the same batches, and its moving average."""
     net = bank.kind(**bank.settings, dtype=F64, seed=stream(bank.seed, k, 0)).train()
     optimiser, losses = torch.optim.Adam(net.parameters(), lr=1.0), []
     average = [p.detach().clone() for p in net.parameters()]
-    for i in range(n):
+    B, decay = recipe.batch_size, recipe.ema
+    for i in range(recipe.updates):
         if i % CHUNK == 0:
-            made = (bank, DATA, process, partition, objective, k, CHUNK * B, stream(0, k, 1, i // CHUNK))
-            x, t, target = noised(*made, **draw)
+            x, t, target, weight = noised(bank, DATA, recipe, k, CHUNK, stream(0, k, 1, i // CHUNK))
         rows = slice(i % CHUNK * B, (i % CHUNK + 1) * B)
-        loss = torch.nn.functional.mse_loss(net(*net.inputs(x[rows], t[rows], process)), target[rows])
+        error = (net(*net.inputs(x[rows], t[rows], recipe.process)) - target[rows]).square().mean((1, 2, 3))
+        loss = (error if weight is None else weight[rows] * error).mean()
         optimiser.zero_grad()
         loss.backward()
-        optimiser.param_groups[0]["lr"] = rate(i)
+        optimiser.param_groups[0]["lr"] = recipe.rate(i)
         optimiser.step()
         losses.append(loss.item())
         average = [decay * a + (1 - decay) * p.detach() for a, p in zip(average, net.parameters(), strict=True)]
@@ -77,25 +89,23 @@ def reference(bank: ImageBank, k: int, process, partition, objective, n: int, B:
 
 
 @pytest.mark.parametrize(
-    "name, objective, process, partition, n",
+    "name, objective, process, partition, n, times",
     [
-        ("unet", Denoising(), P, THREE, CHUNK + 3),
-        ("unet", FlowMatching(), OTFlow(), THREE, 5),
-        ("ronneberger", Denoising(), P, Partition.points(3), CHUNK + 3),
-        ("ronneberger, channels last", FlowMatching(), OTFlow(), Partition.points(3), CHUNK + 3),
+        ("unet", Denoising(), P, THREE, CHUNK + 3, LogUniform(0.3, 1e-4)),
+        ("unet", FlowMatching(), OTFlow(), THREE, 5, Weighted()),
+        ("ronneberger", Denoising(), P, Partition.points(3), CHUNK + 3, Uniform()),
+        ("ronneberger, channels last", FlowMatching(), OTFlow(), Partition.points(3), CHUNK + 3, Uniform()),
     ],
 )
-def test_every_network_takes_the_steps_of_a_module_under_torchs_adam(name, objective, process, partition, n):
-    draw = {} if partition.discrete else dict(log_share=0.3, t_min=1e-4)
+def test_every_network_takes_the_steps_of_a_module_under_torchs_adam(name, objective, process, partition, n, times):
     bank = ImageBank(NETS[name], 3, native=objective.native, seed=7)
     seen = []
-    settings = dict(updates=n, batch_size=4, lr=3e-3, schedule="one_cycle", ema=0.9, objective=objective, **draw)
+    settings = dict(updates=n, batch_size=4, lr=3e-3, schedule="one_cycle", ema=0.9, objective=objective, times=times)
     for progress in fit(bank, DATA, process, partition, **settings):
         seen.append(progress.loss)
         assert progress.bank is bank
     for k in (2, 1):
-        wanted = reference(bank, k, process, partition, objective, n, 4, one_cycle(3e-3, n), 0.9, **draw)
-        net, average, losses = wanted
+        net, average, losses = reference(bank, k, Recipe(process, partition, **settings))
         for trained, params in ((bank, list(net.parameters())), (progress.average, average)):
             found = trained.network(k)
             for a, b in zip(found.parameters(), params, strict=True):
@@ -270,7 +280,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(monkeypatch):
 
 def test_the_prediction_of_memory_covers_a_chunk_and_grows_with_everything(monkeypatch):
     asked = []
-    monkeypatch.setattr("psmlib.training.loop.check_memory", lambda needed, device, what: asked.append(needed))
+    monkeypatch.setattr("psmlib.training.steps.check_memory", lambda needed, device, what: asked.append(needed))
 
     def needed(size=3, net=NORMED, **kw):
         bank = ImageBank(net, size)
@@ -282,7 +292,7 @@ def test_the_prediction_of_memory_covers_a_chunk_and_grows_with_everything(monke
         assert needed(**kw) > base, kw
     for data in (DATA, load("digits").draws()):
         bank = ImageBank(Ronneberger(4, 2, 1), 1)
-        step = ImageSteps(bank, data, P, Partition([0, 1]), Denoising(), 32, 0, lambda i: 1e-3, 0.0, 1e-5, None)
+        step = ImageSteps(bank, data, Recipe(P, Partition([0, 1]), updates=2, batch_size=32))
         moments, grad = Adam(bank.params), torch.empty_like(bank.params)
         with HeldBytes(bank.params, bank.buffers, grad, *moments.state.values()) as held:
             step.run(slice(0, 1), moments, grad, None, 0, 2)
@@ -323,7 +333,9 @@ def test_snapshots_of_a_run_with_other_settings_are_refused(tmp_path, change):
 def test_a_batch_is_noised_images():
     """x_t, times and targets of a block, from rows of the data."""
     bank = ImageBank(NETS["unet"], 3)
-    x, t, eps = noised(bank, DATA, P, THREE, Denoising(), 1, 500, torch.Generator().manual_seed(0))
+    recipe = Recipe(P, THREE, updates=5, batch_size=100)
+    x, t, eps, weight = noised(bank, DATA, recipe, 1, 5, torch.Generator().manual_seed(0))
+    assert weight is None
     x0 = (x - P.sigma(t)[:, None, None, None] * eps) / P.alpha(t)[:, None, None, None]
     row = torch.cdist(x0.flatten(1), DATA.flatten(1)).argmin(1)
     assert torch.allclose(x0, DATA[row], atol=1e-12) and len(row.unique()) == len(DATA)

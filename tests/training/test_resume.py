@@ -15,6 +15,7 @@ from psmlib.partition import Partition
 from psmlib.process import VP
 from psmlib.training import Progress, fit
 from psmlib.training.objectives import Denoising, FlowMatching
+from psmlib.training.times import LogUniform
 
 F64 = torch.float64
 P = VP(0.0, 10.0)
@@ -41,7 +42,7 @@ SETTINGS = {
     "plain": {},
     "ema": {"ema": 0.95},
     "one_cycle": {"schedule": "one_cycle", "lr": 1e-2},
-    "all": {"ema": 0.95, "schedule": "one_cycle", "log_share": 0.4, "optimiser": "soap"},
+    "all": {"ema": 0.95, "schedule": "one_cycle", "times": LogUniform(0.4), "optimiser": "soap"},
 }
 
 
@@ -114,8 +115,9 @@ def test_a_crash_while_saving_costs_the_last_chunks_only(tmp_path, monkeypatch):
 
 
 OTHER_RUNS = {
-    "lr": {"lr": 2e-3}, "batch_size": {"batch_size": 17}, "seed": {"seed": 1}, "log_share": {"log_share": 0.1},
-    "t_min": {"t_min": 1e-4}, "ema": {"ema": 0.9}, "optimiser": {"optimiser": "soap"},
+    "lr": {"lr": 2e-3}, "batch_size": {"batch_size": 17}, "seed": {"seed": 1},
+    "times": {"times": LogUniform(0.1)}, "t_min": {"times": LogUniform(0.0, 1e-4)},
+    "ema": {"ema": 0.9}, "optimiser": {"optimiser": "soap"},
     "schedule": {"schedule": "one_cycle"},
     "edges": {"partition": Partition([0, 0.2, 1])}, "discrete": {"partition": Partition([0, 0.1, 1], discrete=True)},
     "process": {"process": VP()}, "networks": {"partition": Partition([0, 0.1, 0.5, 1])},
@@ -157,21 +159,21 @@ def test_a_corrupt_checkpoint_is_refused(tmp_path):
 
 
 class Breaking:
-    """HG until the fourth draw, which holds a number that is none."""
+    """HG, drawn by a generator; draw number ``at`` holds a number that is none."""
 
-    def __init__(self):
-        self.calls = 0
+    def __init__(self, at: int | None = 4):
+        self.calls, self.at = 0, at
 
     def sample(self, n, generator):
         self.calls += 1
         x = HG().sample(n, generator)
-        if self.calls == 4:
+        if self.calls == self.at:
             x[-1, 0] = torch.nan
         return x
 
 
 def test_broken_data_name_the_block_and_leave_the_last_finite_state(tmp_path):
-    good, last = run(updates=50, ema=0.9)
+    good, last = run(data=Breaking(at=None), updates=50, ema=0.9)
     bank = Bank(NET, 2)
     with pytest.raises(FloatingPointError, match=r"block 1 \(0.1, 1.0\) is nan between updates 50 and 100") as error:
         for progress in fit(
@@ -216,7 +218,7 @@ def test_a_run_that_would_not_fit_is_refused_before_it_starts(tmp_path, monkeypa
 
 def test_the_prediction_grows_with_everything_that_is_held(monkeypatch):
     asked = {}
-    monkeypatch.setattr("psmlib.training.loop.check_memory", lambda needed, device, what: asked.update(last=needed))
+    monkeypatch.setattr("psmlib.training.steps.check_memory", lambda needed, device, what: asked.update(last=needed))
 
     def needed(arch=NET, K=2, **kw):
         run(Bank(arch, K), Partition.equal(K), updates=1, **kw)
@@ -242,7 +244,7 @@ def test_the_prediction_grows_with_everything_that_is_held(monkeypatch):
         ({"batch_size": 0}, "batch_size must be a positive whole number, got 0"),
         ({"lr": 0.0}, "lr must be positive, got 0.0"),
         ({"lr": float("nan")}, "lr must be positive, got nan"),
-        ({"log_share": 1.5}, r"log_share must lie in \[0, 1\], got 1.5"),
+        ({"times": "uniform"}, r"times must be a class of psmlib.training.times, such as Uniform\(\), got 'uniform'"),
         ({"ema": 1.0}, r"ema must lie in \(0, 1\) or be None, got 1.0"),
         ({"optimiser": "sgd"}, "unknown optimiser 'sgd': use one of adam, soap"),
         ({"schedule": "cosine"}, "unknown schedule 'cosine': use one of constant, one_cycle"),

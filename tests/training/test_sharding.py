@@ -1,4 +1,4 @@
-"""A bank trained in stretches is the bank trained whole, within the memory that was told."""
+"""A bank trained in groups is the bank trained whole, within the memory that was told."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ from psmlib.nets.ronneberger import Ronneberger
 from psmlib.nets.unet import UNet
 from psmlib.partition import Partition
 from psmlib.process import VP
-from psmlib.training import CHUNK, fit, loop, shard_plan, sharding
+from psmlib.training import CHUNK, fit, shard_plan, sharding, steps
 from psmlib.training.shard_plan import Plan, plan, predicted
 from psmlib.training.sharding import fit_sharded, joined
 
@@ -39,7 +39,7 @@ def budget(networks: int, net=NORMED, size: int = K, **kw) -> int:
 
 
 def run(folder, most: int = 2, net=NORMED, **kw):
-    """A run in stretches of at most so many networks."""
+    """A run in groups of at most so many networks."""
     return fit_sharded(maker(net), DATA, P, BLOCKS, folder=folder, **{**RUN, "budget": budget(most, net), **kw})
 
 
@@ -71,7 +71,7 @@ def one_sentence(error) -> bool:
 @pytest.mark.parametrize("most", [1, 2, 3, 5])
 def test_any_cut_gives_the_bank_trained_whole(most, tmp_path):
     end = last(run(tmp_path, most))
-    assert len(end.plan.stretches) == -(-K // most) and end.stretch is None
+    assert len(end.plan.groups) == -(-K // most) and end.group is None
     assert same((end.bank, end.average), whole()) and (end.bank.first, len(end.bank)) == (0, K)
     assert not torch.equal(end.bank.params, end.average.params)
     assert not list(tmp_path.glob("running-*")), "states are not kept longer than needed"
@@ -94,7 +94,7 @@ def test_without_an_average_and_without_joining(tmp_path):
 
 @pytest.mark.parametrize("stop, most", [(1, 2), (2, 2), (3, 5), (4, 3), (5, 1)])
 def test_a_run_goes_on_where_it_was_left_whatever_the_next_budget(stop, most, tmp_path, monkeypatch):
-    """After the plan a stretch takes two chunks, and its state is written after each."""
+    """After the plan a group takes two chunks, and its state is written after each."""
     for _, state in zip(range(stop), run(tmp_path, 2, save_every=CHUNK), strict=False):
         left = state
     finished = [
@@ -109,12 +109,12 @@ def test_a_run_goes_on_where_it_was_left_whatever_the_next_budget(stop, most, tm
             yield progress
 
     monkeypatch.setattr(sharding, "fit", counted)
-    end = last(run(tmp_path, max(most, len(left.stretch or [])), save_every=CHUNK))
+    end = last(run(tmp_path, max(most, len(left.group or [])), save_every=CHUNK))
     assert same((end.bank, end.average), whole())
     assert len(finished) == max(0, (stop - 2) // 2)
     assert not {k for part, _ in trained for k in part} & {k for part in finished for k in part}
-    if left.stretch is not None:
-        assert trained[0] == (left.stretch, RUN["updates"]), "the first chunk is not done again"
+    if left.group is not None:
+        assert trained[0] == (left.group, RUN["updates"]), "the first chunk is not done again"
 
 
 def test_what_is_finished_is_not_trained_again(tmp_path, monkeypatch):
@@ -124,12 +124,12 @@ def test_what_is_finished_is_not_trained_again(tmp_path, monkeypatch):
     states.close()
     kept = (tmp_path / "networks-0-1.safetensors").read_bytes()
     end = last(run(tmp_path, 5))
-    assert end.plan.stretches[0].start == 2, end.plan
+    assert end.plan.groups[0].start == 2, end.plan
     assert same((end.bank, end.average), whole())
     assert (tmp_path / "networks-0-1.safetensors").read_bytes() == kept
     monkeypatch.setattr(sharding, "_train", None)
     again = last(run(tmp_path, 1))
-    assert again.plan.stretches == () and str(again.plan) == "0 of 5 networks to train"
+    assert again.plan.groups == () and str(again.plan) == "0 of 5 networks to train"
     assert same((again.bank, again.average), (end.bank, end.average))
 
 
@@ -147,7 +147,7 @@ def test_a_stop_between_two_files_is_put_right(tmp_path):
 @pytest.mark.parametrize("kw", [{}, {"workers": 2}, {"ema": None}, {"batch_size": 7}], ids=str)
 def test_what_is_told_is_what_fit_asks_for_and_the_networks(kw, monkeypatch):
     asked, kw = [], {**RUN, "updates": 1, **kw}
-    monkeypatch.setattr(loop, "check_memory", lambda needed, device, what: asked.append(needed))
+    monkeypatch.setattr(steps, "check_memory", lambda needed, device, what: asked.append(needed))
     for networks in (1, 4):
         bank = ImageBank(NORMED, networks)
         own = bank.params.nbytes + bank.buffers.nbytes
@@ -155,7 +155,7 @@ def test_what_is_told_is_what_fit_asks_for_and_the_networks(kw, monkeypatch):
         assert budget(networks, **kw) == asked[-1] + own
 
 
-def test_stretches_do_not_pile_up(tmp_path):
+def test_groups_do_not_pile_up(tmp_path):
     """Threads are not looked into, and shapes without storage count: for comparisons alone."""
     net = Ronneberger(16, 2, 1, dtype=F64)
 
@@ -175,21 +175,21 @@ def twenty(**kw) -> Plan:
     return plan(maker(size=20), DATA, P, Partition.equal(20), **{**RUN, **kw})
 
 
-def test_as_few_stretches_as_fit_of_nearly_equal_lengths():
+def test_as_few_groups_as_fit_of_nearly_equal_lengths():
     for most in (1, 3, 7, 20):
         found = twenty(budget=budget(most) + 100)
-        lengths = [len(part) for part in found.stretches]
-        assert [k for part in found.stretches for k in part] == list(range(20))
+        lengths = [len(part) for part in found.groups]
+        assert [k for part in found.groups for k in part] == list(range(20))
         assert len(lengths) == -(-20 // most) and max(lengths) <= most and max(lengths) - min(lengths) <= 1
         assert found.needed == tuple(budget(n) for n in lengths) and max(found.needed) <= found.budget
     for spare, most in ((0, 3), (-1, 2)):
-        assert max(len(part) for part in twenty(budget=budget(3) + spare).stretches) == most
+        assert max(len(part) for part in twenty(budget=budget(3) + spare).groups) == most
 
 
 def test_the_device_is_the_budget_if_none_is_given(monkeypatch):
     monkeypatch.setattr(shard_plan, "available", lambda device: budget(3) / 0.9 + 1)
     found = twenty()
-    assert len(found.stretches) == 7 and found.stretches[:2] == (range(3), range(3, 6)) and found.device == "cpu"
+    assert len(found.groups) == 7 and found.groups[:2] == (range(3), range(3, 6)) and found.device == "cpu"
 
 
 def test_the_plan_comes_before_any_training(tmp_path, monkeypatch):
@@ -197,9 +197,9 @@ def test_the_plan_comes_before_any_training(tmp_path, monkeypatch):
     first = next(run(tmp_path, 2))
     gib = f"{first.plan.needed[0] / 2**30:.3g} GiB"
     assert str(first.plan) == (
-        f"5 of 5 networks to train, in 3 stretches of at most 2: they need up to {gib} of the {gib} allowed on cpu"
+        f"5 of 5 networks to train, in 3 groups of at most 2: they need up to {gib} of the {gib} allowed on cpu"
     )
-    assert "in 1 stretch of at most 4" in str(Plan(4, (range(4),), (1,), 2, "cpu"))
+    assert "in 1 group of at most 4" in str(Plan(4, (range(4),), (1,), 2, "cpu"))
 
 
 def test_what_does_not_fit_is_refused_before_training(tmp_path, monkeypatch):
@@ -255,19 +255,19 @@ def test_a_run_that_was_refused_binds_nobody(tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["lr"] == RUN["lr"]
 
 
-def test_stretches_that_overlap_or_lie_outside_are_refused(tmp_path):
+def test_groups_that_overlap_or_lie_outside_are_refused(tmp_path):
     last(run(tmp_path, 3, updates=2))
     for wrong in ("networks-1-2", "running-4-5"):
         file = tmp_path / f"{wrong}.safetensors"
         file.write_bytes(b"")
-        with pytest.raises(ValueError, match="the stretches in .* are not those of one run") as error:
+        with pytest.raises(ValueError, match="the groups in .* are not those of one run") as error:
             next(run(tmp_path, 3, updates=2))
         assert one_sentence(error)
         file.unlink()
 
 
-def test_missing_stretches_are_named(tmp_path):
-    with pytest.raises(ValueError, match="holds no finished stretch of a bank") as error:
+def test_missing_groups_are_named(tmp_path):
+    with pytest.raises(ValueError, match="holds no finished group of a bank") as error:
         joined(tmp_path)
     assert one_sentence(error)
     last(run(tmp_path, 3, updates=2))
@@ -293,5 +293,5 @@ def test_a_bank_of_mlps_too(tmp_path):
     average = last(fit(bank, toy, P, BLOCKS, **kw)).average
     needed = predicted(make, 2, toy, P, BLOCKS, **kw)
     end = last(fit_sharded(make, toy, P, BLOCKS, folder=tmp_path, budget=needed, **kw))
-    assert len(end.plan.stretches) == 3 and type(end.bank) is Bank
+    assert len(end.plan.groups) == 3 and type(end.bank) is Bank
     assert torch.equal(end.bank.params, bank.params) and torch.equal(end.average.params, average.params)

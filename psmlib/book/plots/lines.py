@@ -1,4 +1,4 @@
-"""Figures of numbers: a dot for each method, curves with bands, and time cut in blocks."""
+"""Figures of numbers: dots with errors, curves with error bands, and the time line of a partition."""
 
 from __future__ import annotations
 

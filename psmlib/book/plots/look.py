@@ -1,4 +1,4 @@
-"""The look of every figure: type, colours, the caption under it, and the file that other pages show."""
+"""Style of all figures: fonts, colours, the caption below, and the file that other pages show."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def scatter_row(
 
 
 def square(values) -> np.ndarray:
-    """Values at the points of `grid` as the square that they are of."""
+    """Values at the points of `grid` as a square matrix."""
     values = as_array(values)
     n = math.isqrt(values.size)
     if n * n != values.size or values.ndim > 2 or (values.ndim == 2 and values.shape != (n, n)):

@@ -1,4 +1,4 @@
-"""The roofline: what a device could do at most for each operation count per byte, and what was measured."""
+"""Roofline plots: a device's highest rate by operations per byte, with the measured rates below it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What the device itself can do: rates of torch's matrix products and copies, for others to be held against.
+"""Rates of a device itself: torch's matrix products and copies, the ceilings that other rates are compared with.
 
-A large product of random numbers, since zeros run faster, and a copy between buffers far beyond any cache, counting
-bytes read and bytes written. Single precision is that of the product's dtype unless it says tf32; bfloat16 is measured
-on CUDA alone.
+A large product of random numbers, since zeros run faster, and a copy between buffers far larger than any cache,
+counting bytes read and bytes written. Products of float32 have its full precision unless they say tf32; bfloat16 is
+measured on CUDA only.
 """
 
 from __future__ import annotations
@@ -14,26 +14,22 @@ from functools import cache
 
 import torch
 
-from psmlib.benchmarks.timing import Row, Times, clock_of, interleave, quantiles
+from psmlib.benchmarks.timing import DeviceSettings, Row, Times, interleave
 
 SINGLE, TENSOR_FLOAT, BRAIN_FLOAT, COPY = "float32 product", "tf32 product", "bfloat16 product", "copy"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(DeviceSettings):
     """How much to measure.
 
-    Args:
+    Attributes:
         side: Of the square matrices on a CPU; an accelerator gets four times that.
         megabytes: Of the buffer that is copied; likewise.
-        rounds: Timed turns.
-        device: Where.
     """
 
     side: int = 2048
     megabytes: int = 512
-    rounds: int = 7
-    device: str = "cpu"
 
 
 SCALES = {"smoke": Settings(side=256, megabytes=16, rounds=3), "quick": Settings(), "full": Settings(rounds=31)}
@@ -41,7 +37,7 @@ SCALES = {"smoke": Settings(side=256, megabytes=16, rounds=3), "quick": Settings
 
 @contextmanager
 def product_precision(name: str) -> Iterator[None]:
-    """Within it, single-precision products on CUDA are made as ``name`` says: "ieee" or "tf32"."""
+    """Within it, single-precision products on CUDA have the precision ``name``: "ieee" or "tf32"."""
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = name
     try:
@@ -52,7 +48,7 @@ def product_precision(name: str) -> Iterator[None]:
 
 @cache
 def measure(settings: Settings) -> dict[str, tuple[float, Times]]:
-    """Work of a turn (operations, or bytes) and its times, by what was done; once for a device and settings.
+    """Work of a turn (operations, or bytes) and its times, by name; cached for each settings.
 
     Example:
         >>> found = measure(SCALES["smoke"])
@@ -77,7 +73,7 @@ def measure(settings: Settings) -> dict[str, tuple[float, Times]]:
     if cuda:
         half = [v.bfloat16() for v in (a, b)]
         calls |= {TENSOR_FLOAT: product("tf32"), BRAIN_FLOAT: lambda i: torch.mm(*half)}
-    taken = interleave(calls, settings.rounds, clock=clock_of(settings.device))
+    taken = interleave(calls, settings.rounds, settings.device)
     work = {name: 2.0 * n**3 if "product" in name else 8.0 * numbers for name in calls}
     return {name: (work[name], taken[name]) for name in calls}
 
@@ -85,8 +81,8 @@ def measure(settings: Settings) -> dict[str, tuple[float, Times]]:
 def ceilings(case: str, settings: Settings) -> Iterator[Row]:
     """The rows of a device, for a benchmark to put beside its own."""
     for name, (work, times) in measure(settings).items():
-        unit, rates = "GFLOP/s" if "product" in name else "GB/s", quantiles([1e-9 * work / s for s in times.seconds])
-        yield Row(case, "torch", name, unit, settings.rounds, rates, warm_up=times.warm_up)
+        unit = "GFLOP/s" if "product" in name else "GB/s"
+        yield Row.timed(case, "torch", name, unit, times, lambda seconds, work=work: 1e-9 * work / seconds)
 
 
 def run(settings: Settings) -> Iterator[Row]:

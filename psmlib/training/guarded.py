@@ -1,0 +1,73 @@
+"""The loop of every training: chunks of updates, a look at their losses, a way back when one is not finite."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK = 50
+"""Updates between two looks at the losses; random numbers are drawn a chunk at a time."""
+
+
+@dataclass
+class Progress:
+    """Where a training stands.
+
+    Attributes:
+        update: Updates done.
+        updates: Updates to do.
+        loss: Mean loss of each network over the last chunk. Shape: (K,).
+        seconds: Time spent in this call.
+    """
+
+    update: int
+    updates: int
+    loss: Tensor
+    seconds: float
+
+
+def guarded(
+    step: Callable[[int, int], Tensor], networks: Sequence[Tensor], *, updates: int, done: int = 0, size: int = 1,
+    blame: Callable[[int, float, int, int], str], save: Callable[[int], None] | None = None, save_every: int = 2000,
+) -> Iterator[Progress]:  # fmt: skip
+    """Does updates chunk by chunk, yielding after each; a chunk with a loss that is not finite is undone.
+
+    Args:
+        step: ``step(done, n)`` does n updates after the first ``done`` and returns mean losses, (K,), not finite for a
+            network that is no longer sound.
+        networks: The tensors to put back when a chunk is undone.
+        updates: How many updates in all.
+        done: How many were done before.
+        size: Number of networks, K.
+        blame: The sentence of the error, from (network, loss, updates before the chunk, after it).
+        save: Writes the state after so many updates.
+        save_every: Updates between two calls of ``save``; the last state is always saved.
+
+    Raises:
+        FloatingPointError: when a loss is not finite.
+
+    Example:
+        >>> [progress.update for progress in guarded(lambda done, n: torch.ones(1), [], updates=60, blame=str)]
+        [50, 60]
+    """
+    began = time.perf_counter()
+    if done >= updates:
+        yield Progress(done, updates, torch.full((size,), torch.nan), 0.0)
+    while done < updates:
+        # a chunk of random numbers is never left half used, wherever the run was stopped
+        n = min(CHUNK - done % CHUNK, updates - done)
+        before = [tensor.clone() for tensor in networks]
+        loss = step(done, n)
+        if not bool(loss.isfinite().all()):
+            for tensor, kept in zip(networks, before, strict=True):
+                tensor.copy_(kept)
+            bad = int((~loss.isfinite()).nonzero()[0])
+            raise FloatingPointError(blame(bad, float(loss[bad]), done, done + n))
+        done += n
+        if save is not None and (done % save_every < CHUNK or done == updates):
+            save(done)
+        yield Progress(done, updates, loss, time.perf_counter() - began)
