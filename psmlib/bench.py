@@ -2,10 +2,8 @@
 
 Each row is printed when it is measured and, at the end of its benchmark, added to `data/bench/<name>.csv` with the
 date, the commit, the machine and the versions. Files are append-only, so that they record speed over time. Ratios are
-taken within one run, turn by turn; rates of different machines or scales must not be compared.
+taken within one run, from alternating measurements; rates of different machines or scales must not be compared.
 """
-
-from __future__ import annotations
 
 import argparse
 import sys
@@ -20,16 +18,9 @@ from psmlib.benchmarks.records import append, check, path_of, record, stamp
 from psmlib.benchmarks.timing import Row, number, one_thread
 
 BENCHMARKS = {
-    "device": device,
-    "bank": bank,
-    "draws": draws,
-    "unets": unets,
-    "training": training,
-    "likelihood": likelihood,
-    "steps": steps,
-    "denoiser": optimal_denoiser,
-    "clustering": clustering,
-}
+    "device": device, "bank": bank, "draws": draws, "unets": unets, "training": training, "likelihood": likelihood,
+    "steps": steps, "denoiser": optimal_denoiser, "clustering": clustering,
+}  # fmt: skip
 SCALE_NAMES = ("smoke", "quick", "full")
 
 _TABLE = "  {:<22} {:<38} {:<29} {:<21} {}"
@@ -51,14 +42,12 @@ def line(row: Row) -> str:
 
 
 def show(rows: Iterable[Row]) -> Iterator[Row]:
-    """Prints each row under its case and passes it on."""
+    """Prints each row below its case and yields it."""
     case = None
     for row in rows:
         if row.case != case:
             case = row.case
-            print(
-                f"{case}\n  {'method':<22} {'measure':<39} {'50 % [20 %, 80 %]':<29} {'to the baseline':<22}".rstrip()
-            )
+            print(f"{case}\n{_TABLE.format('method', 'measure', '50 % [20 %, 80 %]', 'to the baseline', '').rstrip()}")
         print(line(row), flush=True)
         yield row
 
@@ -103,19 +92,16 @@ def run(name: str, scale: str, write: bool = True, device: str = "cpu") -> list[
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m psmlib.bench", description="Run the benchmarks on one CPU thread, or a GPU."
-    )
-    parser.add_argument(
-        "names", nargs="*", help=f"which: {', '.join(BENCHMARKS)} (default: all that run on the device)"
-    )
+    about = "Run the benchmarks on one CPU thread, or a GPU."
+    parser = argparse.ArgumentParser(prog="python -m psmlib.bench", description=about)
+    which = f"which: {', '.join(BENCHMARKS)} (default: all that run on the device)"
+    parser.add_argument("names", nargs="*", help=which)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--scale", choices=SCALE_NAMES, default="quick", help="how much to run (default: quick)")
     parser.add_argument("--no-write", action="store_true", help="print only, add nothing to data/bench")
     parser.add_argument("--list", action="store_true", help="list the benchmarks and stop")
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.names if name not in BENCHMARKS]
-    if unknown:
+    if unknown := [name for name in options.names if name not in BENCHMARKS]:
         print(f"unknown benchmark {unknown[0]!r}: use one of {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 2
     if options.device != "cpu" and not torch.cuda.is_available():
@@ -123,9 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.list:
         for name, module in BENCHMARKS.items():
-            print(
-                f"{name:<11} {module.__doc__.splitlines()[0]}\n{'':<11} {options.scale}: {module.SCALES[options.scale]}"
-            )
+            print(f"{name:<11} {module.__doc__.splitlines()[0]}")
+            print(f"{'':<11} {options.scale}: {module.SCALES[options.scale]}")
         return 0
     failed = False
     for name in dict.fromkeys(options.names or able(options.device)):

@@ -8,8 +8,6 @@ Along :math:`dx/dt = v(x, t)` the log density obeys :math:`d\log p/dt = -\mathrm
 reconstruction term: the result is :math:`\log p_{t_0}(x_0)`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -129,7 +127,13 @@ def log_likelihood(
         (True, 800)
     """
     t1 = process.T if t1 is None else t1
-    _check(t0, t1, steps, method, divergence)
+    if not 0 <= t0 < t1:
+        raise ValueError(f"t0 must lie in [0, {t1:g}), got {t0!r}")
+    check_count("steps", steps)
+    check_choice("method", method, METHODS)
+    check_choice("divergence", divergence, DIVERGENCES)
+    if divergence == "logdet" and method != "euler":
+        raise ValueError(f'divergence="logdet" needs Euler steps: use method="euler", not {method!r}')
     law = end_law(prior, process, t1)
     if divergence == "hutchinson":
         generator = torch.Generator().manual_seed(seed)
@@ -180,16 +184,6 @@ def _euler_logdet(fields, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         v, jac = fields((t + s) / 2)(x, t)
         x, change = x + (s - t) * v, change + torch.linalg.slogdet(eye + (s - t) * jac)[1]
     return x, change
-
-
-def _check(t0: float, t1: float, steps: int, method: str, divergence: str) -> None:
-    if not 0 <= t0 < t1:
-        raise ValueError(f"t0 must lie in [0, {t1:g}), got {t0!r}")
-    check_count("steps", steps)
-    check_choice("method", method, METHODS)
-    check_choice("divergence", divergence, DIVERGENCES)
-    if divergence == "logdet" and method != "euler":
-        raise ValueError(f'divergence="logdet" needs Euler steps: use method="euler", not {method!r}')
 
 
 def end_law(prior, process: Process, T: float) -> Callable[[Tensor], Tensor]:

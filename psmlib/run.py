@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from psmlib.book.notebooks import Outcome, OutOfTime, Record, execute, run_within, staleness_key, toc_notebooks
@@ -21,7 +22,7 @@ from psmlib.machine import paths
 
 
 class Progress:
-    """One line per notebook, with a running clock in a terminal and plain elsewhere."""
+    """One line per notebook, with a running clock if the output is a terminal."""
 
     def __init__(self, label: str, last: float | None) -> None:
         self.label = label
@@ -31,17 +32,17 @@ class Progress:
             print(f"{label} ...{self.last}", flush=True)
 
     def tick(self, seconds: float) -> None:
-        """Show the time gone by, in a terminal only."""
+        """Show the time since the start, in a terminal only."""
         if self.live:
             print(f"\r\x1b[K{self.label} ... {clock(seconds)}{self.last}", end="", flush=True)
 
     def end(self, text: str) -> None:
-        """Close the line with how it ended."""
+        """End the line with the outcome."""
         print(("\r\x1b[K" if self.live else "") + f"{self.label} {text}", flush=True)
 
 
 def clock(seconds: float) -> str:
-    """Write a time the way a clock does.
+    """Write a time as hours, minutes and seconds.
 
     Example:
         >>> clock(5), clock(75), clock(3675)
@@ -63,10 +64,10 @@ def run_notebook(
         values: Every parameter with its value.
         force: Run even if nothing has changed.
         label: What its progress line starts with, such as `"[1/3] "`.
-        tick: Called a few times a second with the seconds gone by; what it raises ends the run.
+        tick: Called a few times a second with the seconds since the start; an exception from it ends the run.
 
     Returns:
-        How it ended; a run that still stands has no reason and its old time.
+        The outcome; for an unchanged notebook it has the time of the last run.
     """
     template, output = paths.NOTEBOOKS / f"{name}.ipynb", paths.EXECUTED / f"{name}.ipynb"
     key, record = staleness_key(template, values), Record.load(name)
@@ -74,7 +75,7 @@ def run_notebook(
     if record and not force and record.fresh(name, key):
         progress.end(f"unchanged: its run of {clock(record.seconds)} still stands")
         return Outcome(record.seconds)
-    Record.path(name).unlink(missing_ok=True)  # from here on the old run is no longer whole
+    Record.path(name).unlink(missing_ok=True)  # from here on the files of the old run are overwritten
 
     def both(seconds: float) -> None:
         progress.tick(seconds)
@@ -94,7 +95,7 @@ def run_notebook(
 
 
 def with_device(profile: str, given: dict[str, str]) -> dict[str, str]:
-    """Add the device that a profile is meant for, unless one was named.
+    """Add the device that a profile needs, unless one is given.
 
     Args:
         profile: The budget.
@@ -104,11 +105,11 @@ def with_device(profile: str, given: dict[str, str]) -> dict[str, str]:
         The parameters with `profile` and, for the budgets of an accelerator, `device`.
 
     Raises:
-        ParameterError: If such a budget is asked for where there is no CUDA device.
+        ParameterError: If such a budget is chosen where there is no CUDA device.
     """
     profile = given.get("profile", profile)
     if profile in ("gpu", "paper") and "device" not in given:
-        import torch  # two seconds, and only these profiles need to know
+        import torch  # takes two seconds, and other profiles do not need it
 
         if not torch.cuda.is_available():
             raise ParameterError(
@@ -119,16 +120,21 @@ def with_device(profile: str, given: dict[str, str]) -> dict[str, str]:
     return given | {"profile": profile}
 
 
+def _resolved(names: Sequence[str], options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the checked parameters of each notebook; any error is raised before a notebook runs."""
+    given = with_device(options.profile, dict(options.p))
+    return {name: resolve(paths.NOTEBOOKS / f"{name}.ipynb", given) for name in names}
+
+
 def notebook(options: argparse.Namespace) -> int:
     """Run one notebook."""
-    values = resolve(paths.NOTEBOOKS / f"{options.name}.ipynb", with_device(options.profile, options.p))
-    outcome = run_notebook(options.name, values, force=options.force)
-    return _report({options.name: outcome})
+    (values,) = _resolved([options.name], options).values()
+    return _report({options.name: run_notebook(options.name, values, force=options.force)})
 
 
 def check_parameters(options: argparse.Namespace) -> int:
     """Check parameters against a notebook and print what it would run with."""
-    for name, value in resolve(paths.NOTEBOOKS / f"{options.name}.ipynb", options.p).items():
+    for name, value in resolve(paths.NOTEBOOKS / f"{options.name}.ipynb", dict(options.p)).items():
         print(f"{name} = {value!r}")
     return 0
 
@@ -146,22 +152,18 @@ def book(options: argparse.Namespace) -> int:
     from psmlib.book.build import build, missing, prepare
     from psmlib.book.pages import write
 
-    given = with_device(options.profile, options.p)
-    names = toc_notebooks()
-    values = {name: resolve(paths.NOTEBOOKS / f"{name}.ipynb", given) for name in names}  # all before any runs
+    parameters = _resolved(toc_notebooks(), options)
     prepare()
     outcomes = {}
-    for number, name in enumerate(names, 1):
-        label = f"[{number}/{len(names)}] "
-        outcomes[name] = run_notebook(name, values[name], force=options.force, label=label)
+    for number, (name, values) in enumerate(parameters.items(), 1):
+        label = f"[{number}/{len(parameters)}] "
+        outcomes[name] = run_notebook(name, values, force=options.force, label=label)
     if status := _report(outcomes):
         return status
     write()
     progress = Progress("building the book", None)
-    complaints = build()
-    found = [] if complaints else missing()
-    if complaints or found:
-        progress.end("FAILED:\n" + (complaints or "\n".join(found)))
+    if complaints := build() or "\n".join(missing()):
+        progress.end(f"FAILED:\n{complaints}")
         print(f"The book is not complete: mend the above (all of the log: {_shown(paths.BUILD / 'book.log')}).")
         return 1
     progress.end("done: every page, table and figure is there")
@@ -173,14 +175,9 @@ def book(options: argparse.Namespace) -> int:
 
 def batch(options: argparse.Namespace) -> int:
     """Run notebooks until all are done or the time is up; run it again to go on."""
-    given = with_device(options.profile, options.p)
-    names = options.names or toc_notebooks()
-    values = {name: resolve(paths.NOTEBOOKS / f"{name}.ipynb", given) for name in names}  # all before any runs
-
-    def job(name: str) -> Callable:
-        return lambda tick: run_notebook(name, values[name], force=options.force, tick=tick)
-
-    outcomes, left = run_within({name: job(name) for name in names}, 60 * options.minutes)
+    parameters = _resolved(options.names or toc_notebooks(), options)
+    jobs = {name: partial(run_notebook, name, values, force=options.force) for name, values in parameters.items()}
+    outcomes, left = run_within(jobs, 60 * options.minutes)
     status = _report(outcomes, "the others were run")
     if left:
         print(f"The time is up; left to do: {', '.join(left)}. Give the same command again to go on.")
@@ -204,14 +201,6 @@ def _shown(path: os.PathLike[str]) -> str:
     return str(path) if shown.startswith("..") else shown
 
 
-class _Parameter(argparse.Action):
-    """Collects `-p name value` pairs in a dict."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
-        name, value = values
-        namespace.p = namespace.p | {name: value}
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -219,30 +208,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Its words; by default those of the process.
 
     Returns:
-        The exit status: 0, or 1 if anything failed, or 2 if nothing was started because the input is wrong, or 3 if
-        the time of a batch was up before all was done.
+        The exit status: 0; 1 if anything failed; 2 if nothing was started because the input is wrong; 3 if the time
+        of a batch was up before all was done.
     """
     parser = argparse.ArgumentParser(prog="python -m psmlib.run", description="Run the notebooks, build the book.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for function, takes_name, runs in (
-        (book, False, True),
-        (notebook, True, True),
-        (check_parameters, True, False),
-        (batch, False, True),
-        (pages, False, False),
-    ):
+    for function in (book, notebook, check_parameters, batch, pages):
         command = commands.add_parser(function.__name__.replace("_", "-"), help=function.__doc__)
-        command.set_defaults(function=function, p={})
-        if takes_name:
+        command.set_defaults(function=function)
+        if function in (notebook, check_parameters):
             command.add_argument("name", help="a notebook's name without .ipynb")
-        if runs:
+        if function in (book, notebook, batch):
             command.add_argument("--profile", choices=PROFILES, default="quick", help="the budget")
             command.add_argument("--force", action="store_true", help="run even if nothing has changed")
         if function is batch:
             command.add_argument("names", nargs="*", help="notebooks, in order; by default all of the book")
             command.add_argument("--minutes", type=float, default=9.0, help="the time limit (default: 9)")
-        if takes_name or runs:
-            command.add_argument("-p", nargs=2, action=_Parameter, metavar=("NAME", "VALUE"), help="a parameter")
+        if function is not pages:
+            pair = ("NAME", "VALUE")
+            command.add_argument("-p", nargs=2, action="append", default=[], metavar=pair, help="a parameter")
     options = parser.parse_args(arguments)
     try:
         return options.function(options)

@@ -15,8 +15,6 @@ which is :math:`\tfrac b2(s + \partial_x s\,s)`: its Appendix D exchanges the gr
 the flow, and the two do not commute, because the flow moves neighbouring points by different amounts.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -4,8 +4,6 @@ The state is a pair (x, a) of points and a scalar for each point, such as an int
 solution with the pair (velocity, divergence). Each method is defined by its Butcher tableau.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -33,19 +31,13 @@ TABLEAUS = {
 
 # Dormand and Prince (1980): order 5 with an embedded method of order 4
 DOPRI5 = Tableau(
-    5,
-    (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
-    (
-        (),
-        (1 / 5,),
-        (3 / 40, 9 / 40),
-        (44 / 45, -56 / 15, 32 / 9),
-        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-    ),
+    5, (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
+    ((), (1 / 5,), (3 / 40, 9 / 40), (44 / 45, -56 / 15, 32 / 9),
+     (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+     (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)),
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
-)
+)  # fmt: skip
 _DOPRI5_B4 = (5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40)
 _DOPRI5_ERROR = tuple(b - b4 for b, b4 in zip(DOPRI5.b, _DOPRI5_B4, strict=True))
 
@@ -113,10 +105,8 @@ def adaptive(
         while sign * (end - t) > 1e-14 * abs(end - start):
             h = sign * min(abs(h), abs(end - t))
             if nfe + 7 > max_nfe:
-                raise RuntimeError(
-                    f"the adaptive solver stopped at t = {t:g} after {nfe} evaluations: loosen rtol and atol, "
-                    f"raise max_nfe ({max_nfe}), or use a fixed grid"
-                )
+                mend = f"loosen rtol and atol, raise max_nfe ({max_nfe}), or use a fixed grid"
+                raise RuntimeError(f"the adaptive solver stopped at t = {t:g} after {nfe} evaluations: {mend}")
             ks, ls = stages(field, DOPRI5, x, t, h, first)
             nfe += 7 if first is None else 6
             ends = [(u, u + h * _combine(DOPRI5.b, s), h * _combine(_DOPRI5_ERROR, s)) for u, s in ((x, ks), (a, ls))]
@@ -132,9 +122,6 @@ def adaptive(
 
 def _error_norm(ends, rtol: float, atol: float) -> float:
     """Root mean square of the errors, in units of their tolerances, of the tensors among (old, new, error)."""
-    scaled = [
-        (error / (atol + rtol * torch.maximum(torch.as_tensor(old).abs(), new.abs()))).flatten()
-        for old, new, error in ends
-        if isinstance(new, Tensor)
-    ]
+    tensors = [(torch.as_tensor(old).abs(), new.abs(), error) for old, new, error in ends if isinstance(new, Tensor)]
+    scaled = [(error / (atol + rtol * torch.maximum(old, new))).flatten() for old, new, error in tensors]
     return float(torch.cat(scaled).square().mean().sqrt())

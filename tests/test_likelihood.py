@@ -1,4 +1,4 @@
-"""Likelihoods by the probability-flow equation against exact densities and two other integrators."""
+"""Likelihoods by the probability-flow ODE, compared with exact densities and two other integrators."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The runner: strict parameters, failures that stop only themselves, and runs that are skipped rightly."""
+"""The runner: strict parameters, failures that do not stop other notebooks, and runs that are skipped when current."""
 
 import json
 import os

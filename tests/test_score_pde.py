@@ -1,4 +1,4 @@
-"""The equation of the score: exact fields obey the corrected form and break the printed one by a known term."""
+"""The score equation: exact scores satisfy the corrected form and violate the printed one by a known term."""
 
 import math
 

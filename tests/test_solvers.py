@@ -1,4 +1,4 @@
-"""Runge-Kutta methods: their orders, their accumulator, and control of error."""
+"""Runge-Kutta methods: their orders, the integrated scalar, and error control."""
 
 import math
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ class BlockScore(Score):
         partition.check_covers(process)
         self.bank, self.partition, self.process, self.block = bank, partition, process, block
         self.native = bank.native
+        self._pinned: dict[int, BlockScore] = {}
 
     @property
     def tensor_options(self) -> dict:
@@ -60,8 +61,6 @@ class BlockScore(Score):
 
     def _piece(self, k: int) -> BlockScore:
         """The Score frozen to network k; buffers are shared."""
-        if not hasattr(self, "_pinned"):
-            self._pinned: dict[int, BlockScore] = {}
         if k not in self._pinned:
             self._pinned[k] = piece = copy.copy(self)
             piece.block = k
@@ -79,14 +78,10 @@ class BlockScore(Score):
             cuts = range(0, max(1, len(x)), rows)
             pieces = [f(k, x[i : i + rows], t[i : i + rows] if t.dim() else t) for i in cuts]
             return tuple(torch.cat(p) for p in zip(*pieces, strict=True))
-        block, out = self.partition.block_of(t), None
-        for k in block.unique().tolist() or [0]:  # without points any network gives the shape
-            index = (block == k).nonzero()[:, 0]
-            part = BlockScore._each_block(self._piece(k), f, x[index], t[index])
-            out = out or tuple(x.new_empty(len(x), *p.shape[1:]) for p in part)
-            for whole, piece in zip(out, part, strict=True):
-                whole[index] = piece
-        return out
+        block = self.partition.block_of(t)
+        networks = block.unique().tolist() or [0]  # without points any network gives the shape
+        sets = ((k, (block == k).nonzero()[:, 0]) for k in networks)
+        return in_order(x, ((at, BlockScore._each_block(self._piece(k), f, x[at], t[at])) for k, at in sets))
 
     def predict_trace(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """The native prediction, (n, *shape), and the trace of its Jacobian, (n,)."""
@@ -122,3 +117,18 @@ class BlockScore(Score):
         t = torch.as_tensor(t, dtype=torch.float64)
         k = torch.full(t.shape, self.block, device=t.device) if self.block is not None else self.partition.block_of(t)
         return torch.tensor(self.partition.times, dtype=torch.float64, device=t.device)[k]
+
+
+def in_order(x: Tensor, parts: Iterable[tuple[Tensor, tuple[Tensor, ...]]]) -> tuple[Tensor, ...]:
+    """Tensors with a row for each point, put together from those of some points at a time.
+
+    Args:
+        x: The points, for their number, dtype and device. Shape: (n, *shape).
+        parts: Indices of points, (m,), with tensors whose rows belong to them, (m, ...).
+    """
+    out = None
+    for at, part in parts:
+        out = out or tuple(x.new_empty(len(x), *piece.shape[1:]) for piece in part)
+        for whole, piece in zip(out, part, strict=True):
+            whole[at] = piece
+    return out

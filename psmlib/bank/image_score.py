@@ -94,14 +94,12 @@ class ImageScore(BlockScore):
 
     def _units(self, y: Tensor) -> Iterator[Tensor]:
         """Unit probes whose quadratic forms sum to the traces: for all images at once, or one image at a time."""
+        parts = range(len(y)) if self._batch_dependent else [slice(None)]
         for e in basis(y):
-            if not self._batch_dependent:
-                yield e
-                continue
-            for i in range(len(y)):
-                alone = torch.zeros_like(e)
-                alone[i] = e[i]
-                yield alone
+            for part in parts:
+                probe = torch.zeros_like(e)
+                probe[part] = e[part]
+                yield probe
 
     def _pullbacks(
         self, k: int, x: Tensor, s: Tensor, probes: Iterable[Tensor], keep: bool = True

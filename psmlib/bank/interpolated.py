@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from psmlib.bank.block_score import BlockScore
+from psmlib.bank.block_score import BlockScore, in_order
 from psmlib.process import as_time
 from psmlib.score import Score
 
@@ -45,8 +45,7 @@ class Interpolated(Score):
     def __init__(self, score: BlockScore):
         if not score.partition.discrete:
             raise ValueError(f"only networks of time points can be interpolated, not those of {score.partition!r}")
-        self.points, self.partition, self.process = score, score.partition, score.process
-        self.native = score.native
+        self.points, self.partition, self.process, self.native = score, score.partition, score.process, score.native
 
     @property
     def tensor_options(self) -> dict:
@@ -68,14 +67,9 @@ class Interpolated(Score):
         t = as_time(t, x)
         if t.dim() == 0:
             return f(x, float(t), *more)
-        out = None
-        for s in t.unique() if len(t) else [self.process.T]:  # without points any time gives the shape
-            rows = (t == s).nonzero()[:, 0]
-            part = f(x[rows], float(s), *(m[rows] for m in more))
-            out = out or tuple(x.new_empty(len(x), *p.shape[1:]) for p in part)
-            for whole, piece in zip(out, part, strict=True):
-                whole[rows] = piece
-        return out
+        times = t.unique() if len(t) else [self.process.T]  # without points any time gives the shape
+        sets = ((float(s), (t == s).nonzero()[:, 0]) for s in times)
+        return in_order(x, ((at, f(x[at], s, *(m[at] for m in more))) for s, at in sets))
 
     def _mixed(self, name: str, x: Tensor, t: float | Tensor, *more: Tensor) -> tuple[Tensor, ...]:
         """The weighted sum of what the networks' method ``name`` gives, each evaluated at its own time point."""

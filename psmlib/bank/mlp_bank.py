@@ -98,19 +98,16 @@ class BankScore(BlockScore):
 
     def _run(self, k: int, x: Tensor, t: Tensor, directions: list[Tensor]) -> tuple[Tensor, ...]:
         """Network k: value (n, d) and derivatives along each direction, (n, d) each."""
-        arch, process = self.bank.arch, self.process
-        s = self._time(t, k)
-        x32 = x.to(self.bank.params.dtype)
-        us = [u.to(x32.dtype) for u in directions]
-        h = arch.features(x32, s, process)[None]
-        work, flat = self._buffers(h, 1 + len(us)), self.bank.params[k : k + 1]
-        if us:
-            tangents = torch.stack([arch.tangent(x32, s, process, u) for u in us])[None]
+        arch, s, x32 = self.bank.arch, self._time(t, k), x.to(self.bank.params.dtype)
+        h, flat = arch.features(x32, s, self.process)[None], self.bank.params[k : k + 1]
+        work = self._buffers(h, 1 + len(directions))
+        if directions:
+            tangents = torch.stack([arch.tangent(x32, s, self.process, u.to(x32)) for u in directions])[None]
             value, slopes = work.jacobian(flat, h, tangents)
             outs = [value[0], *slopes[0]]
         else:
             outs = [work.forward(flat, h)[0]]
-        skip = arch.skip(s, process, self.native)
+        skip = arch.skip(s, self.process, self.native)
         if skip is None:
             return tuple(o.to(x.dtype, copy=True) for o in outs)
         skip = expand(skip, x)
@@ -152,17 +149,15 @@ class BankScore(BlockScore):
         return self._each_block(f, x, t)
 
     def predict_jvp(self, x: Tensor, t: float | Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        joined = torch.cat([x, u], 1)
         d = x.shape[1]
-        return self._each_block(lambda k, y, s: self._run(k, y[:, :d], s, [y[:, d:]]), joined, t)
+        return self._each_block(lambda k, y, s: self._run(k, y[:, :d], s, [y[:, d:]]), torch.cat([x, u], 1), t)
 
     def differentiable(self, x: Tensor, t: Tensor) -> Tensor:
         if self.block is None:
             raise ValueError("only one network of a bank can be differentiated at a time: choose it by on_block(t)")
         arch, s = self.bank.arch, self._time(t, self.block)
         h = arch.features(x, s, self.process)[None]
-        flat = self.bank.params[self.block : self.block + 1].to(x.dtype)
-        value = bank_mlp_ref(flat, arch.widths, h)[0]
+        value = bank_mlp_ref(self.bank.params[self.block][None].to(x.dtype), arch.widths, h)[0]
         skip = arch.skip(s, self.process, self.native)
         return value if skip is None else value + expand(skip, x) * x
 
@@ -188,8 +183,7 @@ class BankScore(BlockScore):
         times = times.double().cpu()
         start, end = times[:-1], times[1:]
         middle = (start + end) / 2
-        blocks = self.partition.block_of(middle)
-        parts = [end - start]
+        blocks, parts = self.partition.block_of(middle), [end - start]
         for t in (start, middle, end):
             s = torch.tensor(self.partition.times, dtype=torch.float64)[blocks] if self.partition.discrete else t
             a, b = (0.0, 1.0) if self.native == "velocity" else self.process.conversion(s, self.native, "velocity")

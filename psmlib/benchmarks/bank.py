@@ -23,7 +23,7 @@ import torch
 
 from psmlib.bank.mlp_bank import Bank
 from psmlib.benchmarks import device as roof
-from psmlib.benchmarks.bank_contestants import LR, STAGES, Contestant, Fused, Loop, OneByOne, Ours, Products, Vmap
+from psmlib.benchmarks.bank_contestants import LR, STAGES, Contestant, Loop, OneByOne, Ours, Products, Vmap
 from psmlib.benchmarks.timing import DeviceSettings, Row, agreement, interleave, rows, work_space
 from psmlib.kernels import fused_updates
 from psmlib.nets.mlp import Plain
@@ -84,7 +84,7 @@ def contestants(settings: Settings) -> dict[str, Contestant]:
     if torch.device(settings.device).type == "cuda":
         made["products, compiled"] = Products(*given, compiled=True)
         if fused_updates.triton is not None:
-            made["psmlib, fused"] = Fused(*given)
+            made["psmlib, fused"] = Ours(*given, fused_updates.FusedUpdates)
     return made | {"psmlib, products": Ours(*given), "psmlib, loop": Loop(*given)}
 
 
@@ -116,11 +116,10 @@ def run(settings: Settings) -> Iterator[Row]:
         taken = interleave(calls, settings.rounds, device)
         measure = f"network-steps a second, {stage}"
         yield from rows(case, taken, "one by one", NOTES, work=K * settings.steps, measure=measure)
-    amounts = {"arithmetic": ("GFLOP/s", operations), "traffic": ("GB/s", traffic)}
     for name, each in taken.items():
-        for what, (unit, count) in amounts.items():
-            work, note = count(widths, K, B), f"{count(widths, K, B):.3g} of them a step cannot be spared"
-            work *= 1e-9 * settings.steps
+        for what, unit, count in (("arithmetic", "GFLOP/s", operations), ("traffic", "GB/s", traffic)):
+            work = 1e-9 * settings.steps * count(widths, K, B)
+            note = f"{count(widths, K, B):.3g} of them a step cannot be spared"
             yield Row.timed(case, name, f"{what} of a step", unit, each, lambda s, work=work: work / s, note=note)
         held, how = work_space(partial(made[name].call("step"), 1), device)
         yield Row.single(case, name, "most memory at a time in a step", "MiB", held / 2**20, note=how)

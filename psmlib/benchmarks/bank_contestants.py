@@ -11,26 +11,25 @@ from psmlib.bank.mlp_bank import Bank
 from psmlib.benchmarks.plain import sequential
 from psmlib.kernels.bank_mlp import BankMLP, bank_mlp_ref
 from psmlib.kernels.bank_updates import BankUpdates, adam_rates
-from psmlib.kernels.fused_updates import FusedUpdates
 
 LR = 1e-3
 STAGES = ("forward", "forward and backward", "step")
 
 
 class Contestant:
-    """One implementation, with its own copy of the networks; ``call(stage)`` returns a function that runs one turn."""
+    """One implementation, with its own copy of the networks; ``call(stage)`` returns a function that runs one turn.
+
+    A subclass has ``forward(h)``, which returns the outputs, (K, B, out), and ``backward(h, target)``, which computes
+    the gradients and stores them for :meth:`adam`.
+    """
 
     def __init__(self, bank: Bank, h: Tensor, target: Tensor):
         self.widths, self.h, self.target = bank.widths, h, target
         self.params = bank.params.clone()
 
-    def forward(self, h: Tensor) -> Tensor:
-        """Outputs. Shape: (K, B, out)."""
-        raise TypeError(f"{type(self).__name__} does not define forward(h)")
-
-    def backward(self, h: Tensor, target: Tensor) -> None:
-        """Computes the gradients and stores them for :meth:`adam`."""
-        raise TypeError(f"{type(self).__name__} does not define backward(h, target)")
+    def modules(self) -> list[nn.Sequential]:
+        """The networks as torch modules."""
+        return [sequential(flat, self.widths).to(flat.device) for flat in self.params]
 
     def adam(self) -> None:
         """Takes Adam's step with the stored gradients."""
@@ -44,10 +43,10 @@ class Contestant:
 
     def call(self, stage: str) -> Callable[[int], object]:
         """One turn of a stage, for :func:`psmlib.benchmarks.timing.interleave`."""
-        if stage == "forward":
-            return lambda i: [self.forward(h) for h in self.h]
         if stage == "step":
             return lambda i: self.step()
+        if stage == "forward":
+            return torch.no_grad()(lambda i: [self.forward(h) for h in self.h])
         return lambda i: [self.backward(h, y) for h, y in zip(self.h, self.target, strict=True)]
 
     def flat(self) -> Tensor:
@@ -60,12 +59,11 @@ class OneByOne(Contestant):
 
     def __init__(self, bank: Bank, h: Tensor, target: Tensor):
         super().__init__(bank, h, target)
-        self.nets = [sequential(flat, self.widths).to(flat.device) for flat in self.params]
+        self.nets = self.modules()
         self.optimisers = [torch.optim.Adam(net.parameters(), lr=LR) for net in self.nets]
 
     def forward(self, h: Tensor) -> list[Tensor]:
-        with torch.no_grad():
-            return [net(x) for net, x in zip(self.nets, h, strict=True)]
+        return [net(x) for net, x in zip(self.nets, h, strict=True)]
 
     def backward(self, h: Tensor, target: Tensor) -> None:
         for net, optimiser, x, y in zip(self.nets, self.optimisers, h, target, strict=True):
@@ -77,9 +75,8 @@ class OneByOne(Contestant):
             optimiser.step()
 
     def flat(self) -> Tensor:
-        linears = [[m for m in net if isinstance(m, nn.Linear)] for net in self.nets]
-        parts = [[p.detach().flatten() for m in each for p in (m.weight.mT, m.bias)] for each in linears]
-        return torch.stack([torch.cat(each) for each in parts])
+        turned = [[p.mT if p.dim() == 2 else p for p in net.parameters()] for net in self.nets]
+        return torch.stack([torch.cat([p.flatten() for p in each]) for each in turned]).detach()
 
 
 class Vmap(Contestant):
@@ -87,27 +84,25 @@ class Vmap(Contestant):
 
     def __init__(self, bank: Bank, h: Tensor, target: Tensor):
         super().__init__(bank, h, target)
-        nets = [sequential(flat, self.widths).to(flat.device) for flat in self.params]
+        nets = self.modules()
         self.stack, _ = torch.func.stack_module_state(nets)
-        self.optimiser, self.blank = torch.optim.Adam(self.stack.values(), lr=LR), nets[0]
+        self.optimiser = torch.optim.Adam(self.stack.values(), lr=LR)
 
-        def loss(params: dict, x: Tensor, y: Tensor) -> Tensor:
-            return (torch.func.functional_call(self.blank, params, (x,)) - y).square().mean()
+        def output(params: dict, x: Tensor) -> Tensor:
+            return torch.func.functional_call(nets[0], params, (x,))
 
-        self._outputs = torch.func.vmap(lambda params, x: torch.func.functional_call(self.blank, params, (x,)))
-        self._gradient = torch.func.vmap(torch.func.grad(loss))
+        self._outputs = torch.func.vmap(output)
+        self._gradient = torch.func.vmap(torch.func.grad(lambda p, x, y: (output(p, x) - y).square().mean()))
 
     def forward(self, h: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self._outputs(self.stack, h)
+        return self._outputs(self.stack, h)
 
     def backward(self, h: Tensor, target: Tensor) -> None:
         for name, grad in self._gradient(self.stack, h, target).items():
             self.stack[name].grad = grad
 
     def flat(self) -> Tensor:
-        at = [self.stack[f"{2 * i}.{kind}"] for i in range(len(self.widths) - 1) for kind in ("weight", "bias")]
-        return torch.cat([(p.mT if p.dim() == 3 else p).flatten(1) for p in at], 1).detach()
+        return torch.cat([(p.mT if p.dim() == 3 else p).flatten(1) for p in self.stack.values()], 1).detach()
 
 
 class Products(Contestant):
@@ -117,18 +112,13 @@ class Products(Contestant):
         super().__init__(bank, h, target)
         self.params.requires_grad_(True)
         self.optimiser = torch.optim.Adam([self.params], lr=LR, capturable=compiled)
-        self._loss = self._compile(self._plain) if compiled else self._plain
-
-    @staticmethod
-    def _compile(f: Callable) -> Callable:
-        return torch.compile(f, mode="reduce-overhead")
+        self._loss = torch.compile(self._plain, mode="reduce-overhead") if compiled else self._plain
 
     def _plain(self, params: Tensor, h: Tensor, target: Tensor) -> Tensor:
         return (bank_mlp_ref(params, self.widths, h) - target).square().mean((1, 2)).sum()
 
     def forward(self, h: Tensor) -> Tensor:
-        with torch.no_grad():
-            return bank_mlp_ref(self.params, self.widths, h)
+        return bank_mlp_ref(self.params, self.widths, h)
 
     def backward(self, h: Tensor, target: Tensor) -> None:
         self.optimiser.zero_grad()
@@ -142,28 +132,17 @@ class Ours(Contestant):
         super().__init__(bank, h, target)
         moments = torch.zeros(2, *self.params.shape, device=h.device)
         self.engine, self.done = kind(self.widths, self.params, *moments, batch=h.shape[2]), 0
-        self.grad = torch.empty_like(self.params)
-        self.work = BankMLP(self.widths, h[0])
+        self.grad, self.work = torch.empty_like(self.params), BankMLP(self.widths, h[0])
 
     def forward(self, h: Tensor) -> Tensor:
         return self.work.forward(self.params, h)
 
     def backward(self, h: Tensor, target: Tensor) -> None:
-        (self.work if type(self.engine) is BankUpdates else self.engine).gradient(self.params, h, target, self.grad)
+        self.engine.gradient(h, target, self.grad)
 
     def step(self) -> None:
         self.engine.run(self.h, self.target, adam_rates(lambda i: LR, self.done, len(self.h)))
         self.done += len(self.h)
-
-
-class Fused(Ours):
-    """The Triton kernels."""
-
-    def __init__(self, bank: Bank, h: Tensor, target: Tensor):
-        super().__init__(bank, h, target, FusedUpdates)
-
-    def backward(self, h: Tensor, target: Tensor) -> None:
-        self.engine.gradient(h, target, self.grad)
 
 
 class Loop(Contestant):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -76,17 +77,6 @@ def cases(settings: Settings) -> Iterator[tuple[str, Tensor, int]]:
     yield "photos32", photos.train[: settings.patches].flatten(1).float() / (photos.levels - 1), settings.triples
 
 
-class Contestant:
-    """Runs Algorithm 1 with the seed of each turn, and keeps the borders. Shape: (turns, 2)."""
-
-    def __init__(self, score: Score, triples: int):
-        self.score, self.triples = score, triples
-        self.borders: list[tuple[float, ...]] = []
-
-    def __call__(self, seed: int) -> None:
-        self.borders.append(split(score=self.score, data=self.score.data, samples=self.triples, seed=seed))
-
-
 def measure(name: str, data: Tensor, triples: int, rounds: int) -> Iterator[Row]:
     """All rows of one data set.
 
@@ -94,10 +84,13 @@ def measure(name: str, data: Tensor, triples: int, rounds: int) -> Iterator[Row]
         RuntimeError: when the contestants differ by more than 2e-3 in a border.
     """
     process = VP(0.1, 20.0)
-    calls = {
-        "full softmax": Contestant(FullSoftmax(data, process), triples),
-        "psmlib": Contestant(DiffusedData(data, process), triples),
-    }
+    scores = {"full softmax": FullSoftmax(data, process), "psmlib": DiffusedData(data, process)}
+    borders: dict[str, list] = {method: [] for method in scores}
+
+    def turn(method: str, seed: int) -> None:
+        borders[method].append(split(score=scores[method], data=data, samples=triples, seed=seed))
+
+    calls = {method: partial(turn, method) for method in scores}
     taken = interleave(calls, rounds)
     case = f"{name}, {len(data):,} x {data.shape[1]:,}, Algorithm 1 with {triples:,} triples"
     notes = {"full softmax": "torch.cdist, softmax and a product", "psmlib": "psmlib.clustering.split"}
@@ -106,17 +99,16 @@ def measure(name: str, data: Tensor, triples: int, rounds: int) -> Iterator[Row]
         yield Row.timed(case, method, "time for all triples", "s", each, float, note=notes[method])
     note = f"tensors beside the data, which have {data.nbytes / 2**20:.1f} MiB"
     for method, call in calls.items():
-        held, _ = work_space(lambda call=call: call(0), "cpu", known=[data])
+        held, _ = work_space(partial(call, 0), "cpu", known=[data])
         yield Row.single(case, method, "most memory at a time", "MiB", held / 2**20, note=note)
-    naive, ours = (torch.tensor(call.borders) for call in calls.values())
+    naive, ours = (torch.tensor(each) for each in borders.values())  # (turns, 2)
     for label, border in zip(("t1", "t2"), ours[:-1].T, strict=True):
         note = f"mean of {len(border)} seeds, between which the standard deviation is {float(border.std()):.2g}"
         yield Row.single(case, "psmlib", label, "1", float(border.mean()), note=note)
     largest = float((naive - ours).abs().max())
     note = f"over all seeds; must be at most {TOLERANCE:g}"
     row = Row.single(case, "psmlib", "largest difference of a border", "1", largest, note=note)
-    what = "borders of psmlib and the full softmax"
-    yield from agreement(row, TOLERANCE, what, "psmlib.kernels.online_posterior")
+    yield from agreement(row, TOLERANCE, "borders of psmlib and the full softmax", "psmlib.kernels.online_posterior")
 
 
 def run(settings: Settings) -> Iterator[Row]:

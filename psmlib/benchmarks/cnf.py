@@ -12,10 +12,8 @@ which keeps all of them in memory ("backprop"), or the adjoint equation solved b
 from __future__ import annotations
 
 import itertools
-import math
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,10 +21,12 @@ from torchdiffeq import odeint, odeint_adjoint
 
 from psmlib.bank.mlp_bank import Bank
 from psmlib.likelihood import rademacher
+from psmlib.machine.checks import check_choice, check_count
 from psmlib.machine.streams import stream
 from psmlib.partition import Partition
 from psmlib.process import OTFlow, Process, as_time
 from psmlib.training.batches import draw_points
+from psmlib.training.guarded import Progress, guarded
 from psmlib.training.optim import Adam
 
 METHODS = {"euler": "euler", "heun": "heun2", "rk4": "rk4"}
@@ -81,16 +81,10 @@ class CNF:
         self, velocity: Velocity, params: Sequence[Tensor], *, steps: int = 20,
         method: str = "rk4", divergence: str = "exact", gradient: str = "backprop", T: float = 1.0,
     ):  # fmt: skip
-        known = (
-            ("method", method, METHODS),
-            ("divergence", divergence, DIVERGENCES),
-            ("gradient", gradient, GRADIENTS),
-        )
-        for name, value, names in known:
-            if value not in names:
-                raise ValueError(f"unknown {name} {value!r}: use one of {', '.join(names)}")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps must be a positive whole number, got {steps!r}")
+        check_choice("method", method, METHODS)
+        check_choice("divergence", divergence, DIVERGENCES)
+        check_choice("gradient", gradient, GRADIENTS)
+        check_count("steps", steps)
         self.velocity, self.params = velocity, list(params)
         self.steps, self.method, self.divergence, self.gradient, self.T = steps, method, divergence, gradient, T
         self.evaluations = 0
@@ -111,10 +105,8 @@ class CNF:
             ValueError: when the bank holds several networks, or predicts something else.
         """
         if len(bank) != 1 or bank.native != "velocity":
-            raise ValueError(
-                f"a flow takes one network that predicts a velocity, got {len(bank)} that predict {bank.native!r}: "
-                f'make it with Bank(arch, 1, native="velocity")'
-            )
+            got = f"got {len(bank)} that predict {bank.native!r}"
+            raise ValueError(f'a flow is one network that predicts a velocity, {got}: use Bank(..., native="velocity")')
         predict, params = differentiable(bank, OTFlow())
         return cls(predict, [params], **settings)
 
@@ -125,16 +117,13 @@ class CNF:
         with torch.enable_grad():
             x = x if graph and x.requires_grad else x.detach().requires_grad_()
             v = self.velocity(x, t)
-            flat, trace = v.flatten(1), x.new_zeros(len(x))
+            pull = partial(torch.autograd.grad, inputs=x, create_graph=graph, materialize_grads=True)
             if probe is not None:
-                (back,) = torch.autograd.grad(v, x, probe, create_graph=graph, materialize_grads=True)
-                trace = (back * probe).flatten(1).sum(1)
+                trace = (pull(v, grad_outputs=probe)[0] * probe).flatten(1).sum(1)
             else:
+                trace, flat = x.new_zeros(len(x)), v.flatten(1)
                 for j in range(flat.shape[1]):
-                    more = graph or j + 1 < flat.shape[1]
-                    (back,) = torch.autograd.grad(
-                        flat[:, j].sum(), x, create_graph=graph, retain_graph=more, materialize_grads=True
-                    )
+                    (back,) = pull(flat[:, j].sum(), retain_graph=graph or j + 1 < flat.shape[1])
                     trace = trace + back.flatten(1)[:, j]
         return (v, trace) if graph else (v.detach(), trace.detach())
 
@@ -194,10 +183,9 @@ class CNF:
 
     def sample(self, n: int, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
         """Draws from the flow. Shape: (n, *shape)."""
-        noise = torch.randn(
-            n, *shape, generator=generator, dtype=self.params[0].dtype, device=generator and generator.device
-        )
-        return self.carry(noise.to(self.params[0].device), backwards=True)
+        like = self.params[0]
+        noise = torch.randn(n, *shape, generator=generator, dtype=like.dtype, device=generator and generator.device)
+        return self.carry(noise.to(like.device), backwards=True)
 
 
 def adam_steps(params: Sequence[Tensor], lr: float) -> Callable[[Sequence[Tensor]], None]:
@@ -210,25 +198,6 @@ def adam_steps(params: Sequence[Tensor], lr: float) -> Callable[[Sequence[Tensor
             moment.step(param.detach(), slope, lr=lr, count=i)
 
     return step
-
-
-@dataclass
-class Progress:
-    """Where a training stands.
-
-    Attributes:
-        update: Updates done.
-        updates: Updates to do.
-        loss: Mean loss since the last report, nats.
-        seconds: Time spent.
-        evaluations: Calls of the velocity.
-    """
-
-    update: int
-    updates: int
-    loss: float
-    seconds: float
-    evaluations: int
 
 
 def train_cnf(
@@ -246,11 +215,12 @@ def train_cnf(
         every: Updates between two reports.
 
     Yields:
-        A :class:`Progress` every so often, and at the end.
+        A :class:`~psmlib.training.guarded.Progress` every so often, and at the end; the loss, in nats, is the mean
+        since the last one. Shape: (1,).
 
     Raises:
         ValueError: for numbers that are not positive.
-        FloatingPointError: when the loss or its gradient is not finite; the parameters stay as they were before.
+        FloatingPointError: when the loss or a parameter is not finite; the flow keeps its last finite state.
 
     Example:
         >>> from psmlib.data.toys import HG
@@ -258,26 +228,29 @@ def train_cnf(
         >>> flow = CNF.of_bank(Bank(Plain(), 1, native="velocity"), steps=2)
         >>> for progress in train_cnf(flow, HG(), updates=3, batch_size=16):
         ...     pass
-        >>> progress.update, progress.evaluations          # 2 steps of RK4, three times
+        >>> progress.update, flow.evaluations              # 2 steps of RK4, three times
         (3, 24)
     """
     for name, value in (("updates", updates), ("batch_size", batch_size), ("every", every)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+        check_count(name, value)
     if not lr > 0:
         raise ValueError(f"lr must be positive, got {lr!r}")
-    step, like = adam_steps(flow.params, lr), flow.params[0]
-    began, called, total, since = time.perf_counter(), flow.evaluations, 0.0, 0
-    for i in range(updates):
-        generator = stream(seed, i)
-        loss, slopes = flow.loss_and_gradient(draw_points(data, batch_size, generator).to(like), generator)
-        if not math.isfinite(loss) or not all(bool(g.isfinite().all()) for g in slopes):
-            raise FloatingPointError(
-                f"the loss at update {i} is {loss:g} or its gradient is not finite: lower lr ({lr:g}) or take more "
-                f"steps than {flow.steps}"
-            )
-        step(slopes)
-        total, since = total + loss, since + 1
-        if since == every or i + 1 == updates:
-            yield Progress(i + 1, updates, total / since, time.perf_counter() - began, flow.evaluations - called)
-            total, since = 0.0, 0
+    params, adam = [p.detach() for p in flow.params], adam_steps(flow.params, lr)
+
+    def step(done: int, n: int) -> Tensor:
+        total = 0.0
+        for i in range(done, done + n):
+            generator = stream(seed, i)
+            loss, slopes = flow.loss_and_gradient(draw_points(data, batch_size, generator).to(params[0]), generator)
+            adam(slopes)
+            total += loss
+        sound = all(bool(p.isfinite().all()) for p in params)
+        return torch.tensor([total / n if sound else torch.nan], dtype=torch.float64)
+
+    def blame(k: int, loss: float, done: int, end: int) -> str:
+        return (
+            f"the loss is {loss:g} between updates {done} and {end}: lower lr ({lr:g}) or take more steps than "
+            f"{flow.steps}; the flow was put back to update {done}"
+        )
+
+    yield from guarded(step, params, updates=updates, blame=blame, chunk=every)

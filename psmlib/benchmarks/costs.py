@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from psmlib.benchmarks.cnf import CNF, adam_steps
 from psmlib.benchmarks.timing import Times, interleave, quantiles, work_space
+from psmlib.machine.checks import check_count
 from psmlib.machine.streams import stream
 from psmlib.process import Process
 
@@ -95,8 +97,7 @@ def compare(
     """
     if not calls:
         raise ValueError("there is nothing to compare: give at least one call by name")
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise ValueError(f"repeats must be a positive whole number, got {repeats!r}")
+    check_count("repeats", repeats)
     held = peaks({name: small.get(name, call) for name, call in calls.items()}, device)
     turns = {name: lambda turn, call=call: call() for name, call in calls.items()}
     taken = interleave(turns, repeats, device, shuffle=0)
@@ -170,23 +171,16 @@ def _tensors() -> list[Tensor]:
     found = []
     for each in gc.get_objects():
         if issubclass(type(each), Tensor):
-            try:
+            with suppress(NotImplementedError, RuntimeError):  # raised by tensors without storage
                 each.untyped_storage()
-            except (NotImplementedError, RuntimeError):
-                continue
-            found.append(each)
+                found.append(each)
     return found
 
 
 def denoising_update(
-    predict: Prediction,
-    params: Sequence[Tensor],
-    process: Process,
-    x0: Tensor,
-    t: Tensor,
-    lr: float = 1e-3,
-    seed: int = 0,
-) -> Call:
+    predict: Prediction, params: Sequence[Tensor], process: Process, x0: Tensor, t: Tensor,
+    lr: float = 1e-3, seed: int = 0,
+) -> Call:  # fmt: skip
     """One update of a noise prediction, as a call: draw the noise, loss, gradient by torch, Adam.
 
     It uses torch's automatic differentiation, like :func:`flow_update`, so that the two differ only in the loss.

@@ -8,13 +8,13 @@ measured on CUDA only.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 
 from psmlib.benchmarks.timing import DeviceSettings, Row, Times, interleave
+from psmlib.kernels.tf32 import product_precision
 
 SINGLE, TENSOR_FLOAT, BRAIN_FLOAT, COPY = "float32 product", "tf32 product", "bfloat16 product", "copy"
 
@@ -35,17 +35,6 @@ class Settings(DeviceSettings):
 SCALES = {"smoke": Settings(side=256, megabytes=16, rounds=3), "quick": Settings(), "full": Settings(rounds=31)}
 
 
-@contextmanager
-def product_precision(name: str) -> Iterator[None]:
-    """Within it, single-precision products on CUDA have the precision ``name``: "ieee" or "tf32"."""
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = name
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
-
-
 @cache
 def measure(settings: Settings) -> dict[str, tuple[float, Times]]:
     """Work of a turn (operations, or bytes) and its times, by name; cached for each settings.
@@ -57,22 +46,18 @@ def measure(settings: Settings) -> dict[str, tuple[float, Times]]:
     """
     cuda = torch.device(settings.device).type == "cuda"
     n, numbers = settings.side * (4 if cuda else 1), settings.megabytes * 2**18 * (4 if cuda else 1)
-    like, g = {"device": settings.device}, torch.Generator().manual_seed(0)
-    a, b, out = (torch.randn(n, n, generator=g).to(**like) for _ in range(3))
-    source = torch.ones(numbers, **like)
-    sink = torch.empty_like(source)
+    g = torch.Generator().manual_seed(0)
+    a, b, out = (torch.randn(n, n, generator=g).to(settings.device) for _ in range(3))
+    source, sink = (torch.ones(numbers, device=settings.device) for _ in range(2))
 
-    def product(precision: str):
-        def call(_: int) -> None:
-            with product_precision(precision):
-                torch.mm(a, b, out=out)
+    def product(precision: str, _: int) -> None:
+        with product_precision(precision):
+            torch.mm(a, b, out=out)
 
-        return call
-
-    calls = {SINGLE: product("ieee"), COPY: lambda i: sink.copy_(source)}
+    calls = {SINGLE: partial(product, "ieee"), COPY: lambda i: sink.copy_(source)}
     if cuda:
         half = [v.bfloat16() for v in (a, b)]
-        calls |= {TENSOR_FLOAT: product("tf32"), BRAIN_FLOAT: lambda i: torch.mm(*half)}
+        calls |= {TENSOR_FLOAT: partial(product, "tf32"), BRAIN_FLOAT: lambda i: torch.mm(*half)}
     taken = interleave(calls, settings.rounds, settings.device)
     work = {name: 2.0 * n**3 if "product" in name else 8.0 * numbers for name in calls}
     return {name: (work[name], taken[name]) for name in calls}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from psmlib.benchmarks.kernel_resources import Resources, compile_for
@@ -23,8 +23,7 @@ class Profile:
 
     Attributes:
         kernel: The function.
-        pointers: Names of its float32 pointers.
-        others: Types of the other run-time arguments.
+        signature: Types of the arguments that are given at run time.
         constants: Values of the ``constexpr`` arguments.
         options: Options of the launch.
         does: Its purpose, in a few words.
@@ -32,21 +31,16 @@ class Profile:
     """
 
     kernel: Any
-    pointers: str
-    others: Mapping[str, str]
+    signature: Mapping[str, str]
     constants: Mapping[str, Any]
     options: Mapping[str, Any]
     does: str
     multiples: tuple[str, ...] = ()
-    signature: Mapping[str, str] = field(init=False)
-
-    def __post_init__(self):
-        types = dict.fromkeys(self.pointers.split(), "*fp32") | dict(self.others)
-        object.__setattr__(self, "signature", types)
 
 
-def _ints(names: str) -> dict[str, str]:
-    return dict.fromkeys(names.split(), "i32")
+def _types(pointers: str, integers: str, **others: str) -> dict[str, str]:
+    """A signature: names of float32 pointers, names of integers, and the types of other arguments."""
+    return dict.fromkeys(pointers.split(), "*fp32") | dict.fromkeys(integers.split(), "i32") | others
 
 
 PROFILES: dict[str, Profile] = {}
@@ -55,29 +49,29 @@ PROFILES: dict[str, Profile] = {}
 if fused.triton is not None:
     PROFILES = {
         "sweep": Profile(
-            fused.sweep, "flat h target copies inputs deltas losses", _ints("stride batch padded") | {"factor": "fp32"},
+            fused.sweep, _types("flat h target copies inputs deltas losses", "stride batch padded", factor="fp32"),
             _PAPER | dict(D=2, W=_WHOLE_STRIPS, STRIP=fused.STRIP, ROWS=fused.ROWS, PRECISION="tf32"), fused.SWEEP,
             "training: forward and back through one tile of rows", ("batch", "padded"),
         ),
         "update": Profile(
-            fused.update, "flat mean square average grad copies inputs deltas rates",
-            _ints("stride padded wide_in wide_out copies_stride moment_stride average_stride")
-            | {"places": "*i32", "share": "fp32"},
+            fused.update,
+            _types("flat mean square average grad copies inputs deltas rates", "stride padded wide_in wide_out "
+                   "copies_stride moment_stride average_stride", places="*i32", share="fp32"),
             dict(ADAM=True, AVERAGE=False, R=fused.TILE[0], C=fused.TILE[1], DEPTH=fused.DEPTH, BETA1=fused.BETA1,
                  BETA2=fused.BETA2, EPS=fused.EPS, PRECISION="tf32"), fused.UPDATE,
             "training: a tile of a weight gradient, and Adam's step", ("padded", "copies_stride"),
         ),
         "flow": Profile(
-            flow.flow, "flat x end change table", _ints("stride n steps") | {"blocks": "*i32"},
+            flow.flow, _types("flat x end change table", "stride n steps", blocks="*i32"),
             _PAPER | dict(STRIP=flow.STRIP, ROWS=flow.ROWS, COLUMNS=flow.COLUMNS, STAGES=4, PRECISION="tf32x3"),
             flow.FLOW, "likelihood: field, divergence and all RK4 steps",
         ),
         "philox": Profile(
-            philox.words_kernel, "", {"out": "*i64", "keys": "*i64", "plane": "i64"} | _ints("first updates rows"),
+            philox.words_kernel, _types("", "first updates rows", out="*i64", keys="*i64", plane="i64"),
             dict(ROWS=philox.ROWS), {}, "random words",
         ),
         "softmax_step": Profile(
-            softmax._kernel, "D low total energy rate scale", _ints("stride n") | {"best": "*i64"},
+            softmax._kernel, _types("D low total energy rate scale", "stride n", best="*i64"),
             dict(ENERGY=True, COLUMNS=softmax.COLUMNS), {}, "optimal denoiser: a row of the online softmax",
         ),
     }  # fmt: skip
@@ -95,6 +89,5 @@ def profile(name: str) -> Resources:
     if name not in PROFILES:
         known = ", ".join(PROFILES) or "none, because Triton is not installed"
         raise ValueError(f"no kernel {name!r}: there are {known}")
-    chosen = PROFILES[name]
-    how = dict(options=chosen.options, multiples=chosen.multiples)
-    return compile_for(chosen.kernel, chosen.signature, chosen.constants, **how)
+    p = PROFILES[name]
+    return compile_for(p.kernel, p.signature, p.constants, options=p.options, multiples=p.multiples)

@@ -12,13 +12,11 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-try:
-    import triton
-except ImportError:  # this file must be importable everywhere, to be documented
-    triton = None
+from psmlib.kernels.dispatch import triton
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Resources:
 
 def compile_for(
     kernel: Any, signature: Mapping[str, str], constants: Mapping[str, Any], *,
-    options: Mapping[str, Any] | None = None, capability: int = 90, multiples: Iterable[str] = (),
+    options: Mapping[str, Any] = {}, capability: int = 90, multiples: Iterable[str] = (),
 ) -> Resources:  # fmt: skip
     """Compiles a kernel for a compute capability and reads its resources.
 
@@ -85,10 +83,9 @@ def compile_for(
     whole = {*multiples, *(name for name, kind in signature.items() if kind.startswith("*"))}
     aligned = {(places[n],): [["tt.divisibility", 16]] for n in whole}
     source = ASTSource(kernel, types, {(places[n],): value for n, value in constants.items()}, aligned)
-    options = {"num_warps": 4, **(options or {})}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION", category=UserWarning)
-        made = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        made = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4, **options})
     usage, text = _read(made.asm["cubin"])
     return Resources(
         registers=int(re.search(r"REG:(\d+)", usage)[1]), stack=int(re.search(r"STACK:(\d+)", usage)[1]),
@@ -103,8 +100,6 @@ def _read(cubin: bytes) -> tuple[str, str]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        out = [
-            subprocess.run([tools / tool, *options, file.name], capture_output=True, text=True, check=True).stdout
-            for tool, *options in (("cuobjdump", "--dump-resource-usage"), ("nvdisasm",))
-        ]
-    return out[0], out[1]
+        read = partial(subprocess.run, capture_output=True, text=True, check=True)
+        usage = read([tools / "cuobjdump", "--dump-resource-usage", file.name]).stdout
+        return usage, read([tools / "nvdisasm", file.name]).stdout

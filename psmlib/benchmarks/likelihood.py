@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -129,17 +130,14 @@ def run(settings: Settings) -> Iterator[Row]:
         RuntimeError: when the contestants differ by more than 1e-4.
     """
     toy, process, bank = load_toy(settings.toy), VP(0.0, 10.0), Bank(Plain(), 1, device=settings.device)
-    for _ in fit(bank, toy, process, SA, updates=settings.updates):
-        pass
+    list(fit(bank, toy, process, SA, updates=settings.updates))
     score, net = bank.score(SA, process), sequential(bank.params[0].cpu(), bank.arch.widths)
     net = net.to(settings.device).requires_grad_(False)
     x, steps = toy.sample(settings.points, torch.Generator().manual_seed(0)), settings.steps * settings.rounds
     x = x.to(settings.device, torch.float32)
     times = grids.uniform(T0, 1.0, steps)
-    calls = {
-        "torchdiffeq": Contestant(lambda s, t: by_torchdiffeq(net, process, s, t), x, times, settings.steps),
-        "psmlib": Contestant(lambda s, t: by_psmlib(score, process, s, t), x, times, settings.steps),
-    }
+    solves = {"torchdiffeq": partial(by_torchdiffeq, net, process), "psmlib": partial(by_psmlib, score, process)}
+    calls = {name: Contestant(solve, x, times, settings.steps) for name, solve in solves.items()}
     taken = interleave(calls, settings.rounds, settings.device)
     case = f"{toy.name}, SA-DPM, RK4, exact trace, {len(x):,} points x {steps:,} steps"
     case += "" if settings.device == "cpu" else f", {settings.device}"
@@ -153,14 +151,14 @@ def run(settings: Settings) -> Iterator[Row]:
     for name, each in taken.items():
         ratio = sum(taken["torchdiffeq"].seconds) / sum(each.seconds)
         yield Row.single(case, name, "time of the solve", "s", sum(each.seconds), ratio=ratio, note=notes[name])
-    count = 4 * operations(bank.widths) * work
+    count = 4 * work * operations(bank.widths)
+    note = f"{operations(bank.widths):,.0f} operations an evaluation cannot be spared"
     for name, each in taken.items():
-        note = f"{count / 4 / work:,.0f} operations an evaluation cannot be spared"
         yield Row.timed(case, name, "arithmetic", "GFLOP/s", each, lambda seconds: 1e-9 * count / seconds, note=note)
     yield from roof.ceilings(case, roof.Settings(device=settings.device, side=1024, megabytes=256, rounds=5))
     values = [process.prior_log_prob(call.state[0]) + call.state[1] for call in calls.values()]
     largest = float((values[0] - values[1]).abs().max())
     note = f"over all points; must be at most {TOLERANCE:g}"
     row = Row.single(case, "psmlib", "largest difference of a log likelihood", "nat", largest, note=note)
-    what = "log likelihoods of psmlib and torchdiffeq"
-    yield from agreement(row, TOLERANCE, what, "psmlib.likelihood, or use more steps")
+    what, where = "log likelihoods of psmlib and torchdiffeq", "psmlib.likelihood, or use more steps"
+    yield from agreement(row, TOLERANCE, what, where)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from psmlib.benchmarks.timing import DeviceSettings, Row, agreement, interleave, rows, work_space
@@ -100,23 +102,19 @@ def run(settings: Settings) -> Iterator[Row]:
     pick = torch.randint(settings.data, (settings.queries,), generator=g)
     noise = torch.randn(settings.queries, settings.axes, generator=g).to(settings.device)
     worst = 0.0
-    for name, sigma in NOISES.items():
-        x, part = data[pick] + sigma * noise, data[: settings.data]
-        case = f"{len(part):,} pictures of {settings.axes:,}, {len(x):,} queries, {name} ({sigma:g})"
-        yield from compare(case, x, part, sigma, settings.rounds)
-        for i in range(2):
-            exact = optimal_denoiser_ref(x[i : i + 1].double(), part.double(), 1.0, sigma)
-            worst = max(worst, float((optimal_denoiser(x[i : i + 1], part, 1.0, sigma) - exact).abs().max()))
-    for name, sigma in NOISES.items():
-        x = data[pick] + sigma * noise
-        case = f"{len(data):,} pictures of {settings.axes:,}, {len(x):,} queries, {name} ({sigma:g})"
-        yield from compare(case, x, data, sigma, max(3, settings.rounds // 2), naive=False)
-        held, _ = work_space(lambda x=x, s=sigma: optimal_denoiser(x, data, 1.0, s), x.device, known=[x, data])
-        size = data.nbytes / 2**20
-        note = f"tensors that are neither queries nor data, which have {size:.0f} MiB"
-        yield Row.single(case, "optimal_denoiser", "most memory at a time", "MiB", held / 2**20, note=note)
-    from sklearn.datasets import load_digits
-
+    for part, many in ((data[: settings.data], False), (data, True)):
+        for name, sigma in NOISES.items():
+            x, rounds = data[pick] + sigma * noise, max(3, settings.rounds // 2) if many else settings.rounds
+            case = f"{len(part):,} pictures of {settings.axes:,}, {len(x):,} queries, {name} ({sigma:g})"
+            yield from compare(case, x, part, sigma, rounds, naive=not many)
+            if many:
+                held, _ = work_space(partial(optimal_denoiser, x, data, 1.0, sigma), x.device, known=[x, data])
+                note = f"tensors that are neither queries nor data, which have {data.nbytes / 2**20:.0f} MiB"
+                yield Row.single(case, "optimal_denoiser", "most memory at a time", "MiB", held / 2**20, note=note)
+                continue
+            for one in x[:2].split(1):
+                exact = optimal_denoiser_ref(one.double(), part.double(), 1.0, sigma)
+                worst = max(worst, float((optimal_denoiser(one, part, 1.0, sigma) - exact).abs().max()))
     digits = torch.from_numpy(load_digits().data).to(settings.device, torch.float32) / 16
     for name, sigma in {"much noise": 1.0, "little noise": 0.1}.items():
         x = digits + sigma * torch.randn(digits.shape, generator=g).to(digits)

@@ -24,7 +24,7 @@ def sequential(flat: Tensor, widths: Sequence[int]) -> nn.Sequential:
         >>> torch.allclose(net(h), bank_mlp_ref(flat[None], [4, 8, 2], h[None])[0], atol=1e-6)
         True
     """
-    modules: list[nn.Module] = []
+    modules = []
     for weight, bias in layers(flat, widths):
         linear = nn.Linear(*weight.shape, dtype=flat.dtype)
         with torch.no_grad():
@@ -32,9 +32,3 @@ def sequential(flat: Tensor, widths: Sequence[int]) -> nn.Sequential:
             linear.bias.copy_(bias[0])
         modules += [linear, nn.ELU()]
     return nn.Sequential(*modules[:-1])
-
-
-def flat_gradient(net: nn.Sequential) -> Tensor:
-    """The gradients of such a network in the order in which a bank keeps its parameters. Shape: (P,)."""
-    linears = [module for module in net if isinstance(module, nn.Linear)]
-    return torch.cat([part.flatten() for each in linears for part in (each.weight.grad.mT, each.bias.grad)])

@@ -21,11 +21,8 @@ from psmlib.machine.files import write_atomic
 from psmlib.machine.provenance import device_name, git_state
 
 STAMP = ("date", "commit", "dirty", "device", "threads", "python", "torch", "numpy", "scale")
-COLUMNS = (
-    *STAMP, "name", "case", "method", "measure", "unit", "runs", "warm_up_seconds",
-    "q20", "q50", "q80", "ratio_q20", "ratio_q50", "ratio_q80", "note",
-)  # fmt: skip
 NUMBERS = ("runs", "warm_up_seconds", "q20", "q50", "q80", "ratio_q20", "ratio_q50", "ratio_q80")
+COLUMNS = (*STAMP, "name", "case", "method", "measure", "unit", *NUMBERS, "note")
 
 
 def load(name: str, folder: Path | None = None) -> pd.DataFrame:
@@ -45,9 +42,7 @@ def load(name: str, folder: Path | None = None) -> pd.DataFrame:
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     if missing := [column for column in COLUMNS if column not in frame]:
         raise ValueError(f"{path.name} lacks the column {missing[0]!r}: another version wrote it, move it aside")
-    for column in NUMBERS:
-        frame[column] = pd.to_numeric(frame[column], errors="coerce")
-    return frame
+    return frame.assign(**{column: pd.to_numeric(frame[column], errors="coerce") for column in NUMBERS})
 
 
 def latest(frame: pd.DataFrame, scales: tuple[str, ...] = ("full", "quick")) -> pd.DataFrame:
@@ -64,12 +59,10 @@ def latest(frame: pd.DataFrame, scales: tuple[str, ...] = ("full", "quick")) -> 
     """
     kept = []
     for _, rows in frame.groupby("device", sort=False):
-        for scale in scales:
-            mine = rows[rows["scale"] == scale]
-            if len(mine):
-                kept.append(mine[mine["date"] == mine["date"].max()])
-                break
-    return pd.concat(kept) if kept else frame.iloc[:0]
+        chosen = next((scale for scale in scales if scale in set(rows["scale"])), None)
+        mine = rows[rows["scale"] == chosen]
+        kept.append(mine[mine["date"] == mine["date"].max()])
+    return pd.concat(kept) if kept else frame
 
 
 def figure(frame: pd.DataFrame, method: str, measure: str, case: str = "") -> tuple[float, float, float] | None:
@@ -81,8 +74,8 @@ def figure(frame: pd.DataFrame, method: str, measure: str, case: str = "") -> tu
         measure: What was measured.
         case: The beginning of the case.
     """
-    mine = frame[(frame["method"] == method) & (frame["measure"] == measure) & frame["case"].str.startswith(case)]
-    mine = mine[mine["q50"].notna()]
+    mine = frame[(frame["method"] == method) & (frame["measure"] == measure) & frame["q50"].notna()]
+    mine = mine[mine["case"].str.startswith(case)]
     if not len(mine):
         return None
     row = mine.iloc[-1]
@@ -130,9 +123,7 @@ def check(path: Path) -> str:
         return header
     text = path.read_text(encoding="utf-8")
     if text.split("\n", 1)[0] != header.strip():
-        raise ValueError(
-            f"{path.name} has other columns than this version writes: move it aside, and a new one is begun"
-        )
+        raise ValueError(f"{path.name} has other columns than this version writes: move it aside to begin a new one")
     return text if text.endswith("\n") else text + "\n"
 
 

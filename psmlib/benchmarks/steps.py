@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 from psmlib import standard_errors
 from psmlib.bank.mlp_bank import Bank
 from psmlib.benchmarks.timing import Row
-from psmlib.data.toys import Mixture, load_toy
+from psmlib.data.toys import load_toy
 from psmlib.likelihood import Likelihood, log_likelihood
 from psmlib.nets.mlp import Conditioned
 from psmlib.partition import TPSM_B
@@ -30,6 +31,8 @@ from psmlib.training.times import LogUniform
 T0 = 1e-3
 TOLERANCE = 2e-3
 CONTESTANTS = (("warped", "rk4"), ("log_snr", "rk4"), ("uniform", "rk4"), ("warped", "heun"))
+RECIPE = dict(optimiser="soap", lr=1e-2, schedule="one_cycle", times=LogUniform(0.5, T0), batch_size=256)
+"""How the bank is trained."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,7 @@ def fewest(passes: Callable[[int], bool], start: int = 4, limit: int = 1000) -> 
         >>> fewest(lambda n: n >= 23), fewest(lambda n: n == 8 or n >= 50), fewest(lambda n: False)
         (23, 50, None)
     """
-    low, high, known = start - 1, start, {}
-
-    def ok(n: int) -> bool:
-        if n not in known:
-            known[n] = passes(n)
-        return known[n]
-
+    low, high, ok = start - 1, start, cache(passes)
     while True:
         while not ok(high):
             if high >= limit:
@@ -89,23 +86,12 @@ def fewest(passes: Callable[[int], bool], start: int = 4, limit: int = 1000) -> 
         low, high = failed[-1], min(failed[-1] + max(1, failed[-1] // 4), limit)
 
 
-def brief_bank(toy: Mixture, process: VP, updates: int) -> Score:
-    """A conditioned bank on TPSM-B, trained for a few seconds."""
-    bank = Bank(Conditioned(), len(TPSM_B))
-    recipe = dict(optimiser="soap", lr=1e-2, schedule="one_cycle", times=LogUniform(0.5, T0), batch_size=256)
-    for _ in fit(bank, toy, process, TPSM_B, updates=updates, **recipe):
-        pass
-    return bank.score(TPSM_B, process)
-
-
-def search(
-    solve: Callable[[int, str, str], Likelihood], reference: Likelihood, grid: str, method: str, limit: int
-) -> tuple[int | None, Likelihood]:
-    """The fewest steps on one grid, and the solve with them; None and the last solve if ``limit`` do not suffice."""
+def search(solve: Callable[..., Likelihood], reference: Likelihood, limit: int) -> tuple[int | None, Likelihood]:
+    """The fewest ``steps`` of a solve, and what it gives; None and the last solve if ``limit`` do not suffice."""
     found: dict[int, Likelihood] = {}
 
     def passes(n: int) -> bool:
-        found[n] = solve(n, grid, method)
+        found[n] = solve(steps=n)
         return abs(float(_difference(found[n], reference).mean())) <= TOLERANCE
 
     n = fewest(passes, limit=limit)
@@ -124,23 +110,21 @@ def run(settings: Settings) -> Iterator[Row]:
         toy = load_toy(name)
         x = toy.sample(settings.points, torch.Generator().manual_seed(0))
         yield from _compare(f"{name}, exact score", toy.diffused(process), process, x, settings)
-        trained = brief_bank(toy, process, settings.updates)
+        bank = Bank(Conditioned(), len(TPSM_B))
+        list(fit(bank, toy, process, TPSM_B, updates=settings.updates, **RECIPE))
         case = f"{name}, conditioned bank on TPSM-B, SOAP, {settings.updates:,} updates"
-        yield from _compare(case, trained, process, x.float(), settings)
+        yield from _compare(case, bank.score(TPSM_B, process), process, x.float(), settings)
 
 
 def _compare(case: str, score: Score, process: VP, x: Tensor, settings: Settings) -> Iterator[Row]:
     """Compares every contestant with the reference, for one score."""
-
-    def solve(n: int, grid: str, method: str) -> Likelihood:
-        return log_likelihood(score, process, x, t0=T0, steps=n, method=method, grid=grid)
-
     case, limit = f"{case}, t0 = {T0:g}, {len(x)} points", settings.reference
-    reference = solve(limit, "uniform", "rk4")
+    solve = partial(log_likelihood, score, process, x, t0=T0)
+    reference = solve(steps=limit, method="rk4", grid="uniform")
     note = f"rk4, uniform, {limit:,} steps, {reference.nfe:,} evaluations of the field"
     yield Row.single(case, "reference", "mean NLL", "nat", -float(reference.log_prob.mean()), note=note)
     for grid, method in settings.contestants:
-        n, found = search(solve, reference, grid, method, limit)
+        n, found = search(partial(solve, method=method, grid=grid), reference, limit)
         difference, label = _difference(found, reference), f"{method}, {grid}"
         (mean, error), largest = standard_errors.mean(difference), float(difference.abs().max())
         if n is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from psmlib.kernels.bank_mlp import BankMLP
 from psmlib.kernels.bank_updates import BankUpdates
-from psmlib.kernels.tf32 import rounded
+from psmlib.kernels.tf32 import bits_of, rounded
 
 
 def cut(x: Tensor) -> Tensor:
@@ -27,9 +27,7 @@ def cut(x: Tensor) -> Tensor:
         >>> cut(torch.tensor([1 + 2**-10, 1 + 2**-11, -1 - 2**-11])).tolist()
         [1.0009765625, 1.0, -1.0]
     """
-    if x.dtype != torch.float32:
-        raise ValueError(f"tf32 is a format of float32 numbers, got {x.dtype}: convert with .float()")
-    return (x.view(torch.int32) & ~0x1FFF).view(torch.float32)
+    return (bits_of(x) & ~0x1FFF).view(torch.float32)
 
 
 class RoundedMLP(BankMLP):
@@ -44,40 +42,16 @@ class RoundedMLP(BankMLP):
         True
     """
 
-    held = staticmethod(rounded)
-    """The rounding of an operand."""
-
-    def forward(self, flat: Tensor, h: Tensor) -> Tensor:
-        stack = self._layers(flat)
-        for i, (weight, bias) in enumerate(stack):
-            h = torch.baddbmm(bias, self.held(h), self.held(weight), out=self._act[i])
-            if i < len(stack) - 1:
-                e = torch.clamp(h, max=0, out=self._slope[i]).exp_()
-                h.clamp_(min=0).add_(e).sub_(1)
-        return h
-
-    def gradient(self, flat: Tensor, h: Tensor, target: Tensor, grad: Tensor) -> Tensor:
-        inputs = [h, *self._act[:-1]]
-        delta = self.forward(flat, h) - target
-        loss = delta.square().mean((1, 2))
-        delta = delta * (2 / (target.shape[1] * target.shape[2]))
-        stack, grads = self._layers(flat), self._layers(grad)
-        for i in range(len(stack) - 1, -1, -1):
-            torch.bmm(self.held(inputs[i].contiguous()).mT, self.held(delta), out=grads[i][0])
-            torch.sum(delta, 1, keepdim=True, out=grads[i][1])
-            if i:
-                delta = torch.bmm(self.held(delta), self.held(stack[i][0].contiguous()).mT).mul_(self._slope[i - 1])
-        return loss
+    operand = staticmethod(rounded)
 
 
-class CutMLP(RoundedMLP):
+class CutMLP(BankMLP):
     """The networks with the operands of every product truncated; arguments as of the parent."""
 
-    held = staticmethod(cut)
+    operand = staticmethod(cut)
 
 
 class RoundedUpdates(BankUpdates):
     """Updates of a bank by :class:`RoundedMLP`: those of the fused kernels, up to the order of their sums."""
 
     network = RoundedMLP
-    weighs = False

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from psmlib.machine.checks import check_count
 from psmlib.machine.memory import HeldBytes
 
 LEVELS = (0.2, 0.5, 0.8)
@@ -168,8 +169,7 @@ def interleave(
         >>> len(times["a"].seconds), speed_up(times["a"], times["b"])[1] < 1
         (3, True)
     """
-    if rounds < 1:
-        raise ValueError(f"rounds must be a positive whole number, got {rounds!r}")
+    check_count("rounds", rounds)
     taken: dict[str, list[float]] = {name: [] for name in calls}
     order, chance, clock = list(calls), random.Random(shuffle), clock_of(device)
     for i in range(rounds + 1):
@@ -224,9 +224,8 @@ def agreement(row: Row, allowed: float, what: str, module: str) -> Iterator[Row]
     yield row
     found = row.values[1]
     if not found <= allowed:
-        raise RuntimeError(
-            f"{what} differ by {found:.2g} in {row.case}, but {allowed:g} is allowed: look for the fault in {module}"
-        )
+        apart = f"{what} differ by {found:.2g} in {row.case}, but {allowed:g} is allowed"
+        raise RuntimeError(f"{apart}: look for the fault in {module}")
 
 
 @contextmanager

@@ -119,8 +119,7 @@ class Loop:
         last = float("nan")
         for _ in range(updates):
             x0 = self.draw().float()
-            t = torch.rand(len(x0), 1)
-            eps = torch.randn_like(x0)
+            t, eps = torch.rand(len(x0), 1), torch.randn_like(x0)
             signal = torch.exp(-5 * t**2)  # alpha^2 for b(t) = 10t
             x = signal.sqrt() * x0 + torch.sqrt(1 - signal) * eps
             last = self.backward(torch.cat([x, t, t], 1), eps).item()
@@ -133,13 +132,9 @@ def contestants(toy: Mixture, updates: int) -> dict[str, Callable[[int], object]
     bank = Bank(Plain(), 1)
     drawn = {"plain loop": from_pool(toy, POOLS[toy.name]), "direct sampling": from_mixture(toy)}
     loops = {name: Loop(draw, sequential(bank.params[0], bank.arch.widths)) for name, draw in drawn.items()}
-    calls = {name: lambda _, loop=loop: loop.run(updates) for name, loop in loops.items()}
-
-    def ours(_: int) -> None:
-        for _ in fit(bank, toy, VP(0.0, 10.0), SA, updates=updates, batch_size=BATCH, lr=LR):
-            pass
-
-    return {**calls, "psmlib": ours}
+    calls = {name: lambda i, loop=loop: loop.run(updates) for name, loop in loops.items()}
+    run = dict(updates=updates, batch_size=BATCH, lr=LR)
+    return {**calls, "psmlib": lambda i: list(fit(bank, toy, VP(0.0, 10.0), SA, **run))}
 
 
 def run(settings: Settings) -> Iterator[Row]:

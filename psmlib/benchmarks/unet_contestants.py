@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -90,26 +91,23 @@ class Vmap(OneByOne):
     def __init__(self, bank: ImageBank, x: Tensor, target: Tensor, t: Tensor):
         super().__init__(bank, x, target, t)
         self.inputs = [torch.stack(tensors) for tensors in zip(*self.inputs, strict=True)]
-        self.one, self.layers = self.bank.network(0), [torch.zeros_like(rows) for rows in super().result()]
-        named = [dict(self.one.named_parameters()), dict(self.one.named_buffers())]
-        places = zip(super().result(), self.layers, [*named, named[0]], strict=True)
-        views = [self._views(*each) for each in places]
-        self.pairs = [pair for each in views for pair in each.values()]
-        for row, layer in self.pairs:
-            layer.copy_(row)
-        self.params, self.buffers, grads = ({name: layer for name, (_, layer) in each.items()} for each in views)
+        self.one, rows, self.pairs = self.bank.network(0), super().result(), []
+        self.layers = [torch.zeros_like(each) for each in rows]
+        named = [list(each) for each in (self.one.named_parameters(), self.one.named_buffers())]
+        places = zip(rows, self.layers, [*named, named[0]], strict=True)
+        params, self.buffers, grads = (self._stacked(*each) for each in places)
+        self.params = {name: nn.Parameter(layer) for name, layer in params.items()}
         for name, grad in grads.items():
-            self.params[name] = nn.Parameter(self.params[name])
             self.params[name].grad = grad
 
-    @staticmethod
-    def _views(rows: Tensor, layers: Tensor, tensors: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Each tensor of all networks, in the bank's rows and in the stacks. Shapes: (K, *shape)."""
+    def _stacked(self, rows: Tensor, layers: Tensor, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Each tensor of all networks, copied from the bank's rows to a stack. Shapes: (K, *shape)."""
         K, found = len(rows), {}
-        for name, one in tensors.items():
+        for name, one in tensors:
             shape, at = (K, *one.shape), one.storage_offset()
-            layer = layers.as_strided(shape, (one.numel(), *one.stride()), K * at)
-            found[name] = rows.as_strided(shape, (rows.stride(0), *one.stride()), at), layer
+            row = rows.as_strided(shape, (rows.stride(0), *one.stride()), at)
+            found[name] = layers.as_strided(shape, (one.numel(), *one.stride()), K * at).copy_(row)
+            self.pairs.append((row, found[name]))
         return found
 
     @property
@@ -151,8 +149,7 @@ class Graphs(OneByOne):
     def __init__(self, bank: ImageBank, x: Tensor, target: Tensor, t: Tensor, streams: int):
         super().__init__(bank, x, target, t)
         self.rates = bank.params.new_ones(len(bank), 2)
-        cuda = bank.device.type == "cuda"
-        self.streams = [torch.cuda.Stream(bank.device) for _ in range(streams)] if cuda else []
+        self.streams = [torch.cuda.Stream(bank.device) for _ in range(streams if bank.device.type == "cuda" else 0)]
         self.recorded: dict[tuple[int, str], Captured] = {}
 
     @property
@@ -171,21 +168,16 @@ class Graphs(OneByOne):
 
         return Captured(work, self.bank.device, [row, buffers, *moments])
 
-    def _on(self, k: int) -> AbstractContextManager:
-        """The stream of network k."""
-        return torch.cuda.stream(self.streams[k % len(self.streams)]) if self.streams else nullcontext()
-
     def turn(self, mode: str, updates: int) -> None:
-        networks = range(len(self.bank))
-        for k in networks:
+        for k in range(len(self.bank)):
             if (k, mode) not in self.recorded:
                 self.recorded[k, mode] = self._record(k, mode)
-        table = adam_rates(lambda i: LR, self.count, updates).to(self.rates)
+        on = [torch.cuda.stream(stream) for stream in self.streams] or [nullcontext()]
         for stream in self.streams:
             stream.wait_stream(torch.cuda.current_stream(self.bank.device))
-        for row in table:
-            for k in networks:
-                with self._on(k):
+        for row in adam_rates(lambda i: LR, self.count, updates).to(self.rates):
+            for k in range(len(self.bank)):
+                with on[k % len(on)]:
                     self.rates[k].copy_(row)
                     self.recorded[k, mode]()
         for stream in self.streams:

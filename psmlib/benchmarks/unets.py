@@ -28,8 +28,6 @@ from psmlib.benchmarks.unet_contestants import MODES, Graphs, OneByOne, SharedGr
 from psmlib.machine.memory import check_memory
 from psmlib.nets import ronneberger, unet
 from psmlib.nets.image_module import ImageModule
-from psmlib.nets.ronneberger import Ronneberger
-from psmlib.nets.unet import UNet
 
 TOLERANCE = 1e-2
 """Relative to the largest gradient: above rounding to tf32, far below the error of a wrong network."""
@@ -69,14 +67,11 @@ def cases(settings: Settings) -> Iterator[tuple[str, ImageModule, tuple[int, int
     for shape, batch in zip(((1, 8, 8), (3, 32, 32)), settings.batches, strict=True):
         digits, levels = shape[1] == 8, 3 if shape[1] == 8 else 5
         if settings.paper:
-            nets = UNet(channels=shape[0], **place), Ronneberger(64, levels, shape[0], **place)
+            nets = unet.UNet(channels=shape[0], **place), ronneberger.Ronneberger(64, levels, shape[0], **place)
         else:
             deeper = {} if digits else {"dim_mults": (1, 2, 4), "attention": (None, None, "full")}
-            width = 16 if digits else 8
-            nets = (
-                unet.small(shape[0], width, **deeper, **place),
-                ronneberger.small(shape[0], width, levels=levels, **place),
-            )
+            sizes = shape[0], 16 if digits else 8
+            nets = unet.small(*sizes, **deeper, **place), ronneberger.small(*sizes, levels=levels, **place)
         for net in nets:
             size = f"{type(net).__name__} of {net.parameter_count:,} parameters"
             name = f"{shape[1]}x{shape[2]}x{shape[0]}, {size}, {settings.networks} networks, batch {batch}"

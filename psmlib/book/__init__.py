@@ -1,1 +1,1 @@
-"""The book: recorded results, the tables and figures made from them, running notebooks and building pages."""
+"""The book: recorded results, tables and figures made from them, runs of notebooks, and the build of the pages."""

@@ -1,4 +1,4 @@
-"""Building the HTML book from executed notebooks, and checking that nothing is missing from it."""
+"""Build of the HTML book from executed notebooks, and a check that nothing is missing from it."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from docutils.nodes import make_id
 from psmlib.book.notebooks import toc_pages
 from psmlib.machine import paths
 
-WRITTEN = ("_executed", "_generated", "_build")  # folders of the book that the flow writes
+WRITTEN = ("_executed", "_generated", "_build")  # folders of the book that runs and builds write
 _NAME = re.compile(r"^\s*:name:\s*(\S+)\s*$", re.MULTILINE)
 _INCLUDE = re.compile(r"\{include\}\s*(\S+)")
 
@@ -35,17 +35,16 @@ def prepare() -> None:
 
 
 def build() -> str:
-    """Run jupyter-book with every warning an error.
+    """Run jupyter-book, with warnings as errors.
 
     Returns:
-        Empty if the book was built, else what jupyter-book complained of.
+        Empty if the book was built, else the warnings and errors of jupyter-book.
     """
-    shutil.rmtree(paths.BUILD / "_build", ignore_errors=True)  # a page that has left the book must go
+    shutil.rmtree(paths.BUILD / "_build", ignore_errors=True)  # pages that are no longer in the book
     paths.BUILD.mkdir(parents=True, exist_ok=True)
     program = Path(sys.executable).parent / "jupyter-book"
-    command = [str(program if program.is_file() else "jupyter-book"), "build", str(paths.BOOK)]
-    command += ["--config", str(paths.ROOT / "_config.yml"), "--path-output", str(paths.BUILD)]
-    command += ["--all", "-n", "-W", "--keep-going"]
+    command = [program if program.is_file() else "jupyter-book", "build", paths.BOOK, "--path-output", paths.BUILD]
+    command += ["--config", paths.ROOT / "_config.yml", "--all", "-n", "-W", "--keep-going"]
     done = subprocess.run(command, cwd=paths.OUTPUT, capture_output=True, text=True, errors="replace")
     output = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
     (paths.BUILD / "book.log").write_text(output, encoding="utf-8")
@@ -57,7 +56,7 @@ def build() -> str:
 
 @dataclass
 class Expected:
-    """What one page must show: named tables and figures, and how many of each there are at least."""
+    """What one page must show: the names of tables and figures, and the least number of each."""
 
     names: set[str]
     tables: int = 0
@@ -65,7 +64,7 @@ class Expected:
 
 
 def expected(source: Path) -> Expected:
-    """Read from a page's source what its HTML must hold.
+    """Read from the source of a page what its HTML must contain.
 
     Args:
         source: An executed notebook or a Markdown page.
@@ -91,15 +90,14 @@ def expected(source: Path) -> Expected:
 
 
 def _add_outputs(page: Expected, cell: dict) -> None:
-    figure = cell["metadata"].get("mystnb", {}).get("figure", {})
-    if "name" in figure:
-        page.names.add(figure["name"])
+    if name := cell["metadata"].get("mystnb", {}).get("figure", {}).get("name"):
+        page.names.add(name)
     for output in cell.get("outputs", []):
         data = output.get("data", {})
         if any(kind.startswith("image/") for kind in data):
             page.images += 1
-        elif "text/markdown" in data:
-            text = "".join(data["text/markdown"])
+        else:
+            text = "".join(data.get("text/markdown", ""))
             page.names.update(_NAME.findall(text))
             page.tables += text.count("{table}")
 
@@ -111,16 +109,15 @@ def missing(pages: Iterable[str] | None = None) -> list[str]:
         pages: Page names; by default all of the table of contents.
 
     Returns:
-        One sentence for each page, table, figure or picture file that is not there; empty if all is well.
+        One sentence for each page, table, figure or picture file that is missing.
     """
     found = []
     for page in toc_pages() if pages is None else pages:
-        source = next((f for f in (paths.BOOK / f"{page}{end}" for end in (".ipynb", ".md")) if f.is_file()), None)
+        sources = [f for f in (paths.BOOK / f"{page}{end}" for end in (".ipynb", ".md")) if f.is_file()]
         html = paths.HTML / f"{page}.html"
-        if source is None or not html.is_file():
-            found.append(f"{page}: the page was not built.")
-            continue
-        found += [f"{page}: {what}" for what in _missing_from(expected(source), html)]
+        built = sources and html.is_file()
+        absent = _missing_from(expected(sources[0]), html) if built else ["the page was not built."]
+        found += [f"{page}: {what}" for what in absent]
     return found
 
 
@@ -131,6 +128,5 @@ def _missing_from(wanted: Expected, html: Path) -> list[str]:
     for what, number, tag in (("tables", wanted.tables, "<table"), ("figures", wanted.images, "<img")):
         if body.count(tag) < number:
             found.append(f"{body.count(tag)} {what} where its notebook has {number}.")
-    sources = re.findall(r'<img[^>]*\ssrc="([^"]+)"', body)
-    local = [s for s in sources if not re.match(r"[a-z]+:", s)]
+    local = [s for s in re.findall(r'<img[^>]*\ssrc="([^"]+)"', body) if not re.match(r"[a-z]+:", s)]
     return found + [f"picture {s} has no file." for s in local if not (html.parent / s).is_file()]

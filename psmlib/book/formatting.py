@@ -1,16 +1,15 @@
 """Numbers, budgets and tables formatted as text and Markdown."""
 
-from __future__ import annotations
-
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pandas as pd
 
 NOTHING = "–"  # what an empty cell shows
 
 _FIGURE = re.compile(r"[−+(]*\d[\d,.]*(e[-+]?\d+)?( ± \d[\d,.e-]*\)?(e-?\d+)?)?( \([^)]*\))?")
+_NO_FIGURE = (NOTHING, "not run", "needs data")  # cells that do not decide how a column is aligned
 _FIRST = ("updates", "blocks", "parameters", "batch_size", "nfe", "steps", "samples")
 
 
@@ -27,8 +26,7 @@ def value_and_error(figure) -> tuple:
     """
     if hasattr(figure, "value"):
         return figure.value, getattr(figure, "stderr", None)
-    value, stderr = figure if isinstance(figure, tuple) else (figure, None)
-    return value, stderr
+    return figure if isinstance(figure, tuple) else (figure, None)
 
 
 def fmt(value, stderr=None, digits: int = 3) -> str:
@@ -85,7 +83,7 @@ def plus_minus(figure, *, sign: bool = False) -> str:
 
 
 def interval(ratio, digits: int = 3) -> str:
-    """A figure with the ends of its interval, of an object with `value`, `low` and `high`.
+    """A figure and the ends of its interval, from an object with `value`, `low` and `high`.
 
     Example:
         >>> from types import SimpleNamespace
@@ -150,19 +148,16 @@ def markdown_table(frame: pd.DataFrame, align: str | None = None) -> str:
     headings = [_escape(str(c)) for c in frame.columns]
     columns = [[_cell(v) for v in frame.iloc[:, i]] for i in range(len(headings))]
     if align is None:
-        align = "".join("r" if _numeric(cells) else "l" for cells in columns)
+        numeric = [all(c in _NO_FIGURE or _FIGURE.fullmatch(c) for c in cells) for cells in columns]
+        align = "".join("r" if numbers else "l" for numbers in numeric)
     if len(align) != len(headings) or set(align) - set("lcr"):
         raise ValueError(f"align is {align!r}: give one of l, c, r for each of the {len(headings)} columns")
-    lines = []
-    widths = [max(3, len(h), *map(len, c), 3) for h, c in zip(headings, columns, strict=True)]
-    for cells in [headings, None, *zip(*columns, strict=True)]:
-        if cells is None:
-            rules = {"l": ":{}-", "c": ":{}:", "r": "-{}:"}
-            lines.append("|".join(rules[a].format("-" * w) for a, w in zip(align, widths, strict=True)))
-            continue
-        padded = [c.rjust(w) if a == "r" else c.ljust(w) for c, w, a in zip(cells, widths, align, strict=True)]
-        lines.append("|".join(f" {c} " for c in padded))
-    return "\n".join(f"|{line}|" for line in lines)
+    padded = []
+    for heading, cells, a in zip(headings, columns, align, strict=True):
+        width, pad = max(3, *map(len, [heading, *cells])), str.rjust if a == "r" else str.ljust
+        rule = {"l": ":{}-", "c": ":{}:", "r": "-{}:"}[a].format("-" * width)
+        padded.append([f" {pad(heading, width)} ", rule, *(f" {pad(c, width)} " for c in cells)])
+    return "\n".join(f"|{'|'.join(line)}|" for line in zip(*padded, strict=True))
 
 
 def _cell(value) -> str:
@@ -175,8 +170,3 @@ def _cell(value) -> str:
 
 def _escape(text: str) -> str:
     return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
-
-
-def _numeric(cells: Sequence[str]) -> bool:
-    figures = [c for c in cells if c not in (NOTHING, "not run", "needs data")]
-    return all(_FIGURE.fullmatch(c) for c in figures)

@@ -1,4 +1,4 @@
-"""Running notebooks: their order in the book, whether a run is up to date, and runs by papermill within a time."""
+"""Runs of notebooks by papermill: their order in the book, whether they are up to date, and their time limit."""
 
 import hashlib
 import json
@@ -27,14 +27,11 @@ def toc_pages(toc: Path | None = None) -> list[str]:
         Page names as they stand there, such as `"index"` or `"_executed/psm_toys"`.
     """
 
-    def walk(node: Any) -> Iterable[str]:
-        if isinstance(node, list):
-            for item in node:
+    def walk(node: Mapping[str, Any]) -> Iterable[str]:
+        yield from (node[key] for key in ("root", "file") if key in node)
+        for key in ("parts", "chapters", "sections"):
+            for item in node.get(key, []):
                 yield from walk(item)
-        elif isinstance(node, dict):
-            yield from (node[key] for key in ("root", "file") if key in node)
-            for key in ("parts", "chapters", "sections"):
-                yield from walk(node.get(key, []))
 
     toc = toc or paths.ROOT / "book" / "_toc.yml"
     return list(walk(yaml.safe_load(toc.read_text(encoding="utf-8"))))
@@ -58,31 +55,26 @@ def staleness_key(template: Path, parameters: Mapping[str, Any]) -> str:
         parameters: The parameters it will run with.
 
     Returns:
-        A hexadecimal digest of the notebook, its parameters, the source of psmlib, the lock, the data files,
-        the results of the notebooks that it names under `uses` (its own at this profile, which it writes, left out),
-        and the benchmarks' files if it reads them.
+        A hexadecimal digest of the notebook, its parameters, the source of psmlib, the lock, the data files except
+        those that notebooks write, the results of the notebooks that it names under `uses` (except its own at this
+        profile, which it writes), and the benchmarks' files if it reads them.
     """
     digest = hashlib.sha256(json.dumps(dict(parameters), sort_keys=True).encode())
-    source = [f for f in paths.PACKAGE.rglob("*") if f.is_file() and "__pycache__" not in f.parts]
+    source = [f for f in paths.PACKAGE.rglob("*") if "__pycache__" not in f.parts]
+    written = ("results", "bench", "cache")
+    data = [f for f in paths.DATA.rglob("*") if f.relative_to(paths.DATA).parts[0] not in written]
     own = paths.RESULTS / str(parameters.get("profile")) / f"{template.stem}.json"
-    used = [f for name in metadata(template).get("uses", []) for f in paths.RESULTS.glob(f"*/{name}.json")]
+    used = [f for name in metadata(template).get("uses", []) for f in paths.RESULTS.glob(f"*/{name}.json") if f != own]
     if b"bench_records" in template.read_bytes():
         used += (paths.DATA / "bench").glob("*.csv")
-    for file in [template, *sorted(source), paths.LOCK, *_data_files(), *sorted(f for f in used if f != own)]:
+    for file in [template, *sorted(source), paths.LOCK, *sorted(data), *sorted(used)]:
         if file.is_file():
             digest.update(f"\0{os.path.relpath(file, paths.ROOT)}\0".encode() + _content(file))
     return digest.hexdigest()
 
 
-def _data_files() -> list[Path]:
-    """Return the data files that notebooks read, without those that they write and without caches."""
-    written = ("results", "bench", "cache")
-    files = (f for f in paths.DATA.rglob("*") if f.is_file())
-    return sorted(f for f in files if f.relative_to(paths.DATA).parts[0] not in written)
-
-
 def _content(file: Path) -> bytes:
-    # Data sets may be gigabytes: size and time of change stand for their content.
+    # Data sets may have gigabytes: their size and time of change are hashed in place of their content.
     if file.is_relative_to(paths.DATA / "raw"):
         return f"{file.stat().st_size} {file.stat().st_mtime_ns}".encode()
     return hashlib.sha256(file.read_bytes()).digest()
@@ -90,7 +82,7 @@ def _content(file: Path) -> bytes:
 
 @dataclass
 class Record:
-    """What is stored beside an executed notebook: its key, its run time and the files it wrote."""
+    """What is stored beside an executed notebook: its key, its run time and the files that it wrote."""
 
     key: str
     seconds: float
@@ -114,14 +106,14 @@ class Record:
         write_atomic(self.path(name), json.dumps(self.__dict__, indent=1) + "\n")
 
     def fresh(self, name: str, key: str) -> bool:
-        """Tell whether the run is up to date: same key, and every file that it wrote is still there."""
+        """Return whether the run is up to date: the key is the same, and every file that it wrote exists."""
         needed = [paths.EXECUTED / f"{name}.ipynb", *(paths.OUTPUT / file for file in self.outputs)]
         return self.key == key and all(file.is_file() for file in needed)
 
 
 @dataclass
 class Outcome:
-    """How a run ended: its run time, the files it wrote, and the reason if it failed."""
+    """Outcome of a run: its time, the files that it wrote, and the reason if it failed."""
 
     seconds: float
     outputs: list[str] = field(default_factory=list)
@@ -129,22 +121,19 @@ class Outcome:
 
 
 class OutOfTime(Exception):
-    """The time limit was reached while a notebook ran."""
+    """The time limit was reached during the run of a notebook."""
 
 
 def execute(
-    template: Path,
-    output: Path,
-    parameters: Mapping[str, Any],
-    tick: Callable[[float], None] = lambda seconds: None,
+    template: Path, output: Path, parameters: Mapping[str, Any], tick: Callable[[float], None] = lambda seconds: None
 ) -> Outcome:
-    """Run one notebook by papermill in a process of its own.
+    """Run one notebook by papermill in a separate process.
 
     Args:
         template: The notebook.
-        output: Where the executed notebook goes; a failed run leaves its partial output there.
+        output: The executed notebook; after a failed run it holds the partial output.
         parameters: Values for its parameters cell.
-        tick: Called a few times a second with the seconds gone by.
+        tick: Called a few times a second with the seconds since the start.
 
     Returns:
         The outcome; `reason` is empty if and only if every cell ran.
@@ -157,14 +146,15 @@ def execute(
     with log.open("wb") as sink:
         process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=_environment())
         try:
-            while (status := _wait(process)) is None:
+            while (status := process.poll()) is None:
                 tick(time.monotonic() - clock)
+                time.sleep(0.25)
         finally:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
     seconds = time.monotonic() - clock
-    if status != 0:  # the return code alone is trusted: papermill marks a timed-out notebook as completed
+    if status != 0:  # only the return code is reliable: papermill marks a timed-out notebook as completed
         return Outcome(seconds, reason=_reason(output, log, status))
     log.unlink()
     _drop_machine_paths(output, template)
@@ -172,13 +162,12 @@ def execute(
 
 
 def run_within(
-    jobs: Mapping[str, Callable[[Callable[[float], None]], Outcome]], seconds: float,
-    clock: Callable[[], float] = time.monotonic,
-) -> tuple[dict[str, Outcome], list[str]]:  # fmt: skip
+    jobs: Mapping[str, Callable[..., Outcome]], seconds: float, clock: Callable[[], float] = time.monotonic
+) -> tuple[dict[str, Outcome], list[str]]:
     """Run jobs in order until all are done or the time is up.
 
     Args:
-        jobs: By name; each gets a function to call now and then, which raises `OutOfTime` when the time is up.
+        jobs: By name; each takes `tick`, a function to call regularly, which raises `OutOfTime` when the time is up.
         seconds: The limit.
         clock: Seconds from some fixed moment.
 
@@ -198,33 +187,23 @@ def run_within(
     for name, job in jobs.items():
         try:
             tick()
-            done[name] = job(tick)
+            done[name] = job(tick=tick)
         except OutOfTime:
             break
     return done, [name for name in jobs if name not in done]
 
 
-def _wait(process: subprocess.Popen) -> int | None:
-    try:
-        return process.wait(timeout=0.25)
-    except subprocess.TimeoutExpired:
-        return None
-
-
 def _environment() -> dict[str, str]:
-    """Return the environment of a run: this psmlib first, no more threads than cores, no warnings of the kernel."""
-    environment = dict(os.environ)
+    """Return the environment of a run: this psmlib first, at most one thread per core, no warnings of the kernel."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        environment.setdefault(name, str(cores))
-    inherited = [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p]
-    environment["PYTHONPATH"] = os.pathsep.join([str(paths.PACKAGE.parent), *inherited])
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(cores))
+    inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     quiet = {"PSMLIB_BATCH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "JUPYTER_PLATFORM_DIRS": "1"}
-    return environment | quiet
+    return threads | os.environ | quiet | {"PYTHONPATH": os.pathsep.join([str(paths.PACKAGE.parent), *inherited])}
 
 
 def _drop_machine_paths(output: Path, template: Path) -> None:
-    """Remove the absolute paths that papermill records, because the book publishes its sources."""
+    """Remove the absolute paths that papermill records, because the executed notebooks are published."""
     document = json.loads(output.read_text(encoding="utf-8"))
     document["metadata"]["papermill"] |= {"input_path": template.name, "output_path": output.name}
     write_atomic(output, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
@@ -233,12 +212,12 @@ def _drop_machine_paths(output: Path, template: Path) -> None:
 def _written_since(began: float) -> list[str]:
     """Return the results and generated files written since a moment, relative to the output folder."""
     files = (f for folder in (paths.RESULTS, paths.GENERATED) for f in folder.rglob("*") if f.is_file())
-    # One second of slack: file systems keep coarser times than the clock.
+    # One second earlier, because file systems store coarser times than the clock gives.
     return sorted(f.relative_to(paths.OUTPUT).as_posix() for f in files if f.stat().st_mtime >= began - 1)
 
 
 def _reason(output: Path, log: Path, status: int) -> str:
-    """Say in a few words why a run failed: from the partial notebook, or else from papermill's log."""
+    """Return why a run failed, in a few words, from the partial notebook or else from papermill's log."""
     try:
         cells = json.loads(output.read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError, KeyError):
@@ -248,8 +227,7 @@ def _reason(output: Path, log: Path, status: int) -> str:
             if result.get("output_type") == "error":
                 message = " ".join(str(result.get("evalue", "")).split())
                 return f"cell {number}: {result.get('ename')}: {message}"
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    lines = [line.strip() for line in lines if line.strip()]
     if status < 0:
-        return f"ended by signal {-status} (9 is what an exhausted memory sends)"
+        return f"ended by signal {-status} (9 is sent when memory is exhausted)"
+    lines = [line for line in map(str.strip, log.read_text(encoding="utf-8", errors="replace").split("\n")) if line]
     return lines[-1] if lines else f"papermill ended with status {status}"

@@ -1,4 +1,4 @@
-"""Pages of the book that are generated: how to re-run each table, every printed number, the API.
+"""Generated pages of the book: how to re-run each table, every printed number, the API.
 
 They are written to `book/_generated/` from `data/paper_values.toml`, `data/results/`, the notebooks' metadata
 and the package's own files, and included by hand-written pages.
@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from psmlib.book.cells import as_printed
 from psmlib.book.formatting import NOTHING, fmt, markdown_table
 from psmlib.book.notebooks import metadata
 from psmlib.book.paper_values import paper_values
@@ -22,17 +23,15 @@ from psmlib.machine import paths
 from psmlib.machine.files import write_atomic
 
 PAPER_TITLES: dict[str, str] = {
-    "psm": "Parallel score matching",
-    "diffusion_time": "Diffusion times",
-    "high_precision": "High-precision score models",
-    "aligner": "Timestep aligner",
+    "psm": "Parallel score matching", "diffusion_time": "Diffusion times",
+    "high_precision": "High-precision score models", "aligner": "Timestep aligner",
     "multistage": "Multistage diffusion",
-}
+}  # fmt: skip
 ROOMS: tuple[str, ...] = (
     "psmlib", "process", "exact", "data", "nets", "bank", "training", "sampling", "kernels", "clustering",
     "diffusion_time", "evaluation", "benchmarks", "machine", "book",
 )  # fmt: skip
-"""The rooms of the library in the order in which the API page shows them; "psmlib" has the modules in none."""
+"""The packages of the library in the order of the API page; "psmlib" stands for the modules outside of them."""
 
 _IDENTITY = ("paper", "table", "row", "column", "metric")
 _HEADING = re.compile(r"^# (\w+), Table (\w+): (.+)$", re.MULTILINE)
@@ -57,7 +56,7 @@ def descriptions() -> dict[tuple[str, str], str]:
 
 
 def reproduced_by() -> dict[tuple[str, str], str]:
-    """Return the notebook that reproduces each paper table or figure, as the notebooks' metadata says."""
+    """Return the notebook that reproduces each paper table or figure, from the notebooks' metadata."""
     found: dict[tuple[str, str], str] = {}
     for template in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
         for entry in metadata(template).get("tables", []):
@@ -85,7 +84,7 @@ def rerun() -> str:
 
 
 def paper_cells() -> str:
-    """Return the page that sets every printed number beside ours, or beside the reason why there is none."""
+    """Return the page that shows every printed number beside ours, or the reason why there is none."""
     ours, what, made_by = _ours(), descriptions(), reproduced_by()
     count: Counter[str] = Counter()
     parts: list[str] = []
@@ -103,7 +102,7 @@ def paper_cells() -> str:
 
 
 def api() -> str:
-    """Return the list of public modules by room, for autodoc; a new room comes last, so that none is forgotten."""
+    """Return the list of public modules by package, for autodoc; packages that `ROOMS` lacks come last."""
     package = paths.PACKAGE
     rooms = {"psmlib": sorted(package.glob("*.py"))}
     rooms |= {f.parent.name: sorted(f.parent.rglob("*.py")) for f in sorted(package.glob("*/__init__.py"))}
@@ -122,9 +121,9 @@ def _module(path: Path) -> str:
 
 
 def _ours() -> dict[tuple[str, ...], dict[str, Any]]:
-    """Return our result for each cell: the one of the largest budget."""
+    """Return our result for each cell, from the run with the largest budget."""
     found: dict[tuple[str, ...], dict[str, Any]] = {}
-    for profile in PROFILES:  # small budgets first: a larger one takes the place of a smaller
+    for profile in PROFILES:  # small budgets first, so that larger ones replace them
         for file in sorted((paths.RESULTS / profile).glob("*.json")):
             for row in load(profile, file.stem).frame().to_dict("records"):
                 key = tuple(row[name] for name in _IDENTITY)
@@ -133,18 +132,11 @@ def _ours() -> dict[tuple[str, ...], dict[str, Any]]:
     return found
 
 
-def _compared(
-    cell: Mapping[str, Any], ours: Mapping[tuple[str, ...], Mapping[str, Any]], notebook: str | None
-) -> dict[str, str]:
+def _compared(cell: Mapping[str, Any], ours: Mapping[tuple, Mapping], notebook: str | None) -> dict[str, str]:
     """Return one line of the comparison; its status starts with a word that can be counted."""
     unit = "" if cell["unit"] == "1" else f" ({cell['unit']})"
     line = {"Row": cell["row"], "Column": cell["column"], "Metric": cell["metric"] + unit}
-    whole = float(cell["value"]).is_integer()
-    line |= {
-        "Paper": f"{cell['value']:,.0f}" if whole else f"{cell['value']:,}",
-        "Ours": NOTHING,
-        "Exact": NOTHING,
-    }
+    line |= {"Paper": as_printed(cell["value"]), "Ours": NOTHING, "Exact": NOTHING}
     row = ours.get(tuple(cell[name] for name in _IDENTITY))
     if row is None:
         return line | {"Status": f"not run: no such row in {notebook}" if notebook else "not yet"}

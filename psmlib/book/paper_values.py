@@ -1,7 +1,5 @@
 """The numbers that the papers print, from data/paper_values.toml."""
 
-from __future__ import annotations
-
 import difflib
 import functools
 import tomllib
@@ -21,7 +19,7 @@ def paper_values() -> pd.DataFrame:
         >>> paper_values().query("paper == 'psm' and table == '1' and metric == 'NLL'").shape[0]
         8
     """
-    return _read_values(Path(paths.PAPER_VALUES)).copy()
+    return _read_values(paths.PAPER_VALUES).copy()
 
 
 @functools.cache

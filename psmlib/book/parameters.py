@@ -1,8 +1,8 @@
 """Strict notebook parameters: an unknown name or a wrong type is an error before anything runs.
 
-papermill itself only logs an unknown parameter and runs on. Here the names and types come from the literals
-of the notebook's `parameters` cell. The runner checks before it starts a kernel; `check`, called in a
-notebook's first cells, gives the same protection to somebody who calls papermill directly.
+papermill itself only logs an unknown parameter and continues. Here the names and types come from the literals of the
+notebook's `parameters` cell. The runner checks them before it starts a kernel; a notebook calls `check` in its first
+cells, so that they are also checked when papermill is called directly.
 """
 
 import ast
@@ -34,7 +34,7 @@ def declared(template: Path) -> dict[str, Any]:
     Raises:
         ParameterError: If the notebook is missing or names no kernel, or declares nothing but literals.
     """
-    from papermill import inspect_notebook  # half a second: only those who ask for parameters pay it
+    from papermill import inspect_notebook  # takes half a second, which other commands need not wait for
 
     if not template.is_file():
         known = ", ".join(sorted(p.stem for p in template.parent.glob("*.ipynb"))) or "none"
@@ -61,14 +61,14 @@ def convert(name: str, text: str, default: Any) -> Any:
 
     Args:
         name: Name of the parameter, for the error message.
-        text: The text that was typed.
-        default: The notebook's default, whose type is the type wanted.
+        text: The text from the command line.
+        default: The default in the notebook; the value must have its type.
 
     Returns:
         The value.
 
     Raises:
-        ParameterError: If the text is no such value.
+        ParameterError: If the text is not a value of that type.
 
     Example:
         >>> convert("seeds", "3", 0), convert("rate", "1e-3", 0.1), convert("ema", "true", False)
@@ -77,11 +77,10 @@ def convert(name: str, text: str, default: Any) -> Any:
         Traceback (most recent call last):
         psmlib.book.parameters.ParameterError: seeds must be of type int, like 0, not 'many'.
     """
-    try:
-        if isinstance(default, str):
-            return text
-        value = {"true": True, "false": False}.get(text.lower()) if isinstance(default, bool) else None
-        value = ast.literal_eval(text) if value is None else value
+    if isinstance(default, str):
+        return text
+    try:  # true and false may be written in lower case
+        value = ast.literal_eval(text.capitalize() if isinstance(default, bool) else text)
     except (ValueError, SyntaxError, TypeError):
         value = text
     _check_type(name, value, default)
@@ -89,7 +88,7 @@ def convert(name: str, text: str, default: Any) -> Any:
 
 
 def resolve(template: Path, given: Mapping[str, str]) -> dict[str, Any]:
-    """Check what was typed against what the notebook declares.
+    """Check the parameters of a command line against those that the notebook declares.
 
     Args:
         template: Path of the notebook.
@@ -109,7 +108,7 @@ def resolve(template: Path, given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def check(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """Check, inside a running notebook, the parameters that papermill or the reader set.
+    """Check, inside a running notebook, the parameters that papermill or the reader has set.
 
     Args:
         notebook: Name of the notebook without its suffix, such as `"psm_toys"`.
@@ -131,7 +130,7 @@ def check(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _injected(history: Any) -> list[str]:
-    """Return the names set by the cell that papermill injects, known by its first line in the history."""
+    """Return the names set by the cell that papermill injects, which its first line in the history marks."""
     cells = [text for text in history if text.startswith("# Parameters\n")]
     statements = [node for text in cells[:1] for node in ast.parse(text).body if isinstance(node, ast.Assign)]
     return [target.id for node in statements for target in node.targets if isinstance(target, ast.Name)]

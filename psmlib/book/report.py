@@ -1,13 +1,10 @@
-"""Tables and sentences of the book, made only from results and from the numbers that the papers print."""
-
-from __future__ import annotations
+"""Tables and sentences of the book, made from results and from the numbers that the papers print."""
 
 import contextlib
 import math
 import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import pandas as pd
 
@@ -16,28 +13,25 @@ from psmlib.book.formatting import NOTHING, fmt, interval, markdown_table, plus_
 from psmlib.book.paper_values import paper_value, paper_values
 from psmlib.book.results import Results
 from psmlib.machine import paths
+from psmlib.machine.checks import check_choice
 from psmlib.machine.files import write_atomic
+from psmlib.machine.progress import in_notebook
 
-# fmt, interval, plus_minus and paper_value too, so that a chapter that imports report has all that its sentences need
+# fmt, interval, plus_minus and paper_value are handed on, because a chapter's sentences need them
 __all__ = [
-    "compare", "fmt", "glue", "interval", "paper_value", "plus_minus", "sentence", "side_by_side", "table",
-    "verdict_less", "verdicts",
+    "compare", "fmt", "interval", "paper_value", "plus_minus", "sentence", "side_by_side", "table", "verdict_less",
+    "verdicts",
 ]  # fmt: skip
 
 
 def table(
-    frame: pd.DataFrame | Iterable[Mapping],
-    name: str,
-    caption: str,
-    align: str | None = None,
-    *,
-    columns: Sequence[str] | None = None,
-    css: str = "psm-table",
-) -> None:
+    frame: pd.DataFrame | Iterable[Mapping], name: str, caption: str, align: str | None = None, *,
+    columns: Sequence[str] | None = None, css: str = "psm-table",
+) -> None:  # fmt: skip
     """Displays a numbered, captioned table that other pages can cite as {numref}`name`.
 
-    The same table goes to book/_generated/<name>.md for other pages to include. That copy has no label of its
-    own, because a label may stand only once in a book.
+    The same table goes to book/_generated/<name>.md for other pages to include. That copy has no label, because a
+    label may occur only once in a book.
 
     Args:
         frame: The rows; numbers are formatted by `fmt`, text is taken as Markdown.
@@ -56,24 +50,15 @@ def table(
     head = f":::{{table}} {' '.join(caption.split())}\n"
     _show(f"{head}:name: {name}\n:class: {css}\n\n{body}\n\n:::")
     with contextlib.suppress(OSError):  # a reader may run a notebook where the book's folder cannot be written
-        write_atomic(Path(paths.GENERATED) / f"{name}.md", f"{head}:class: {css}\n\n{body}\n\n:::\n")
+        write_atomic(paths.GENERATED / f"{name}.md", f"{head}:class: {css}\n\n{body}\n\n:::\n")
 
 
 def compare(
-    results,
-    paper: str,
-    table: str,
-    *,
-    metric: str | None = None,
-    name: str | None = None,
-    caption: str,
-    headings: tuple[str, str] = ("row", "column"),
-    rows: Sequence[str] | None = None,
-    columns: Sequence[str] | None = None,
-    extra: pd.DataFrame | None = None,
-    reason: str | None = None,
-) -> None:
-    """Displays a paper's table beside ours: one line for each of its cells, then those that the paper lacks.
+    results, paper: str, table: str, *, caption: str, metric: str | None = None, name: str | None = None,
+    headings: tuple[str, str] = ("row", "column"), rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None, extra: pd.DataFrame | None = None, reason: str | None = None,
+) -> None:  # fmt: skip
+    """Displays a paper's table beside ours: a line for each of its cells, then our further cells.
 
     Args:
         results: A `Results`, a frame of one, or a list of either.
@@ -81,50 +66,41 @@ def compare(
         metric: Which of its metrics; may be left out if it has only one.
         name: Label of the table. If None, tab-<paper>-<table>.
         caption: As for `table`; what was run is added to it.
-        headings: What the table's rows and its columns stand for.
+        headings: Headings of the table's rows and of its columns.
         rows, columns: Show only these.
-        extra: More lines of ours to show under it, such as rows of paper "ours".
-        reason: Why a cell has no result, where no row of the results says it.
+        extra: Further lines of ours, such as rows of paper "ours".
+        reason: Why cells have no result, for those whose reason is not in the results.
     """
-    printed = paper_values()
-    printed = printed[(printed["paper"] == paper) & (printed["table"] == table)]
+    printed = paper_values().query("paper == @paper and table == @table")
     metrics = sorted(set(printed["metric"]))
     if metric not in metrics and (metric or len(metrics) != 1):
         known = ", ".join(metrics) or "no such table"
         raise ValueError(f"metric of {paper} {table} is {metric!r}: use one of its own ({known})")
     metric = metric or metrics[0]
-    ours = joined_frame(results)
-    ours = ours[(ours["paper"] == paper) & (ours["table"] == table) & (ours["metric"] == metric)]
-    printed = printed[printed["metric"] == metric]
-    lines, used = [], set()
+    printed = printed.query("metric == @metric")
+    ours = joined_frame(results).query("paper == @paper and table == @table and metric == @metric").to_dict("records")
+    lines = []
     for cell in printed.itertuples():
-        found = ours[(ours["row"] == cell.row) & (ours["column"] == cell.column)]
-        used.update(found.index)
+        found = [r for r in ours if (r["row"], r["column"]) == (cell.row, cell.column)]
         same = {"row": cell.row, "column": cell.column, "printed": as_printed(cell.value)}
         unfilled = same | {"status": f"not run: {reason or why_missing(results, cell.dataset)}"}
-        lines += [same | cells_of(r) for r in found.to_dict("records")] or [unfilled]
-    more = ours.drop(index=list(used))
-    for record in [*more.to_dict("records"), *([] if extra is None else extra.to_dict("records"))]:
+        lines += [same | cells_of(r) for r in found] or [unfilled]
+    cells = set(zip(printed["row"], printed["column"], strict=True))
+    more = [r for r in ours if (r["row"], r["column"]) not in cells]
+    for record in more + ([] if extra is None else extra.to_dict("records")):
         lines.append({"row": record["row"], "column": record["column"], "printed": NOTHING} | cells_of(record))
     frame = pd.DataFrame(lines)
     for field, kept in (("row", rows), ("column", columns)):
         frame = frame if kept is None else frame[frame[field].isin(kept)]
     titles = {
-        "row": headings[0],
-        "column": headings[1],
-        "printed": "paper",
-        "ours": "ours ± s.e. (seeds)",
-        "exact": "exact floor",
-        "excess": "excess over floor",
-        "dataset": "data used",
-        "budget": "budget",
+        "row": headings[0], "column": headings[1], "printed": "paper", "ours": "ours ± s.e. (seeds)",
+        "exact": "exact floor", "excess": "excess over floor", "dataset": "data used", "budget": "budget",
         "status": "status",
-    }
+    }  # fmt: skip
     frame = frame.reindex(columns=list(titles)).astype(object).fillna(NOTHING)
     if set(frame["dataset"]) <= {NOTHING, *frame["row"], *frame["column"]}:
         frame["dataset"] = NOTHING  # the row or the column says it already
-    empty = [f for f in ("exact", "excess", "dataset", "budget") if set(frame[f]) == {NOTHING}]
-    frame = frame.drop(columns=empty)
+    frame = frame.drop(columns=[f for f in ("exact", "excess", "dataset", "budget") if set(frame[f]) == {NOTHING}])
     unit = printed["unit"].iloc[0]
     measured = f"{metric}{'' if unit == '1' else f' in {unit}'}, ± one standard error"
     caption = f"{caption} {measured}{what_ran(results)}."
@@ -133,17 +109,9 @@ def compare(
 
 
 def side_by_side(
-    results,
-    table: str,
-    headings: str,
-    caption: str,
-    *,
-    rows: str = "row",
-    columns: str | Sequence[str] = "column",
-    name: str | None = None,
-    floor: bool = True,
-    **where,
-) -> None:
+    results, table: str, headings: str, caption: str, *, rows: str = "row", columns: str | Sequence[str] = "column",
+    name: str | None = None, floor: bool = True, **where,
+) -> None:  # fmt: skip
     """Displays a pivot of results, such as methods down and data sets across, with the exact floor under it.
 
     Args:
@@ -164,8 +132,7 @@ def side_by_side(
     frame = joined_frame(results)
     across = [columns] if isinstance(columns, str) else list(columns)
     for field in (rows, *across, *where):
-        if field not in frame.columns:
-            raise ValueError(f"results have no field {field!r}: use one of {', '.join(frame.columns)}")
+        check_choice("field", field, frame.columns, of="results")
     for field, wanted in (where | {"table": table}).items():
         frame = frame[frame[field].isin([wanted] if isinstance(wanted, str | float | int) else list(wanted))]
     frame = frame.assign(_across=frame[across].agg(", ".join, axis=1) if len(frame) else "")
@@ -173,19 +140,20 @@ def side_by_side(
     if len(twice):
         cell = f"{twice[rows].iloc[0]} / {twice['_across'].iloc[0]}"
         raise ValueError(f"{cell} has more than one result: narrow the choice, for instance by metric=...")
-    floors = {c: sorted(set(g["exact"].dropna())) for c, g in frame.groupby("_across", sort=False)}
-    several = any(len(f) > 1 for f in floors.values())
-    lines: dict[str, dict] = {}
-    for record in frame.to_dict("records"):
-        cell = cells_of(record)
-        text = cell["ours"].rpartition(" (")[0] if "ours" in cell else record["status"].replace("_", " ")
-        if floor and several and "exact" in cell:
-            text += f" (floor {cell['exact']})"
-        lines.setdefault(record[rows], {})[record["_across"]] = text
-    shown = [{headings: row} | {c: cells.get(c, NOTHING) for c in floors} for row, cells in lines.items()]
-    if floor and not several and any(floors.values()):
-        shown.append({headings: "*exact floor*"} | {c: fmt(f[0]) if f else NOTHING for c, f in floors.items()})
-    _table(pd.DataFrame(shown), name or f"tab-{table}", f"{caption} Shown ± one standard error{what_ran(results)}.")
+    floors = frame.groupby("_across", sort=False)["exact"].agg(["nunique", "first"])
+    several = (floors["nunique"] > 1).any()
+
+    def text(value, stderr, exact, status: str) -> str:
+        shown = status.replace("_", " ") if pd.isna(value) else fmt(value, stderr)
+        return f"{shown} (floor {fmt(exact)})" if floor and several and not pd.isna(exact) else shown
+
+    frame["_text"] = [text(*cell) for cell in frame[["value", "stderr", "exact", "status"]].itertuples(index=False)]
+    shown = frame.pivot(index=rows, columns="_across", values="_text")
+    shown = shown.reindex(index=frame[rows].unique(), columns=floors.index).fillna(NOTHING)
+    if floor and not several and floors["nunique"].any():
+        shown.loc["*exact floor*"] = floors["first"].map(fmt)
+    caption = f"{caption} Shown ± one standard error{what_ran(results)}."
+    _table(shown.reset_index(names=headings), name or f"tab-{table}", caption)
 
 
 def verdicts(results: Results, *, name: str, caption: str = "Claims and verdicts.") -> None:
@@ -204,8 +172,8 @@ def verdict_less(a, b, z: float = 2.0) -> str:
     """Whether the claim a < b holds, judged by the difference in units of its standard error.
 
     Args:
-        a, b: The two figures, which are taken to be independent: each a number that is exact, or a figure with its
-            standard error as :func:`psmlib.book.formatting.value_and_error` takes it.
+        a, b: The two figures, which are assumed to be independent: each an exact number, or a figure with its standard
+            error as :func:`psmlib.book.formatting.value_and_error` takes it.
         z: How many standard errors the difference must reach to decide either way.
 
     Raises:
@@ -234,10 +202,10 @@ def sentence(template: str, **numbers) -> None:
 
     Args:
         template: Markdown with {names} as in str.format; braces of formulas are doubled.
-        **numbers: Text as it is; all that `fmt` takes through it, unless the template has a format.
+        **numbers: Text, or figures, which `fmt` formats unless the template gives a format.
 
     Raises:
-        ValueError: when the template types a decimal number itself, or lacks or misses a name.
+        ValueError: when the template contains a decimal number, or its names and the numbers differ.
 
     Example:
         >>> sentence("TPSM-B reaches {nll} nats in {updates} updates.", nll=(0.61234, 0.004), updates=8000)
@@ -260,25 +228,9 @@ class _Numbers(string.Formatter):
         return format(value, format_spec).replace("-", "−", 1) if format_spec else fmt(value)
 
 
-def glue(name: str, value) -> None:
-    """Keeps a value for other pages to show by {glue:text}; without myst_nb or a notebook it does nothing."""
-    try:
-        from myst_nb import glue as keep
-    except ImportError:
-        return
-    if _in_notebook():
-        keep(name, value.item() if hasattr(value, "item") else value, display=False)
-
-
-def _in_notebook() -> bool:
-    from IPython import get_ipython
-
-    return getattr(get_ipython(), "kernel", None) is not None
-
-
 def _show(markdown: str) -> None:
     """Displays Markdown in a notebook and prints it elsewhere."""
-    if _in_notebook():
+    if in_notebook():
         from IPython.display import Markdown, display
 
         display(Markdown(markdown))

@@ -1,6 +1,4 @@
-"""What a run found: a row for each table cell, a verdict for each claim, and the provenance of both."""
-
-from __future__ import annotations
+"""Results of a notebook: a row for each table cell, a verdict for each claim, and their provenance."""
 
 import copy
 import hashlib
@@ -10,6 +8,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ import torch
 
 from psmlib.book.formatting import value_and_error
 from psmlib.machine import paths
+from psmlib.machine.checks import check_choice
 from psmlib.machine.files import write_atomic
 from psmlib.machine.provenance import device_name, git_state, peak_gpu_memory, peak_memory, source_hash, versions
 
@@ -41,8 +41,8 @@ class Results:
         profile: The budget it ran under: smoke, quick, gpu or paper.
         parameters: The notebook's parameters, as JSON can hold them.
         seeds: The seeds that were used. If None, the `seeds` parameter as it was given.
-        rows: Fields of :meth:`add` that every row has unless it says otherwise. Without them a row has paper "ours",
-            status "scaled_down" and one seed.
+        rows: Defaults for the fields of :meth:`add`. Without them a row has paper "ours", status "scaled_down" and one
+            seed.
 
     Attributes:
         verdicts: One dict for each claim, in the order in which :meth:`claim` took them.
@@ -61,14 +61,9 @@ class Results:
     """
 
     def __init__(
-        self,
-        notebook: str,
-        profile: str,
-        parameters: Mapping | None = None,
-        *,
-        seeds: Sequence[int] | None = None,
-        rows: Mapping | None = None,
-    ):
+        self, notebook: str, profile: str, parameters: Mapping | None = None, *,
+        seeds: Sequence[int] | None = None, rows: Mapping | None = None,
+    ):  # fmt: skip
         for name, text in (("notebook", notebook), ("profile", profile)):
             if not isinstance(text, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", text):
                 raise ValueError(f"{name} must be a name of letters, digits, _ and -, got {text!r}")
@@ -90,8 +85,8 @@ class Results:
     def __repr__(self) -> str:
         return f"Results({self.notebook!r}, {self.profile!r}, {len(self)} rows)"
 
-    def part(self, **rows) -> Results:
-        """The same results, to which rows are added with these fields unless they say otherwise.
+    def part(self, **rows) -> Self:
+        """The same results, with these fields as defaults for rows added through it.
 
         Example:
             >>> results = Results("psm_toys", "smoke", rows=dict(metric="NLL", unit="nats"))
@@ -112,14 +107,14 @@ class Results:
             value: The figure: a number, a tensor or array of one element, a pair (value, stderr), or an object with
                 `value` and perhaps `stderr`, `seeds` and `floor`, which then fill `n_seeds` and `exact`. None if there
                 is none.
-            **fields: Those below; what is not given comes from `part`, from `rows` or has its default.
+            **fields: Those below; the defaults come from `part` or `rows`.
 
         The fields:
             * paper: The paper whose cell it is, or "ours".
             * metric: What was measured.
             * unit: Unit of the value, "1" if it has none.
             * status: One of reproduced, within_noise, differs, scaled_down, needs_data, not_run.
-            * stderr: Standard error of the value; one that is mere rounding counts as none.
+            * stderr: Standard error of the value; one at the level of rounding counts as none.
             * n_seeds: Number of independent repetitions behind the value and its error.
             * dataset: The data set that was used, if row and column do not say so.
             * budget: What was spent: updates, blocks, nfe, samples, parameters, ...
@@ -132,7 +127,7 @@ class Results:
         given = {k: v for k, v in (("table", table), ("row", row), ("column", column)) if v is not None}
         self._writable()
         named = given | _known(fields, FIELDS, "add")
-        record = _checked(**dict.fromkeys(FIELDS) | self._shared | _measured(value) | named)
+        record = _checked(dict.fromkeys(FIELDS) | self._shared | _measured(value) | named)
         key = tuple(record[field] for field in KEY)
         if key in self._rows:
             raise ValueError(f"{_cell(*key)} has a result already: name another row or column, or drop one of the two")
@@ -157,17 +152,16 @@ class Results:
         for name, text in (("claim", claim), ("test", test), ("evidence", evidence)):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{name} of the claim {claim!r} must be text, got {text!r}: write a few words")
-        if verdict not in VERDICTS:
-            raise ValueError(f"verdict {verdict!r} of {claim!r}: use one of {', '.join(VERDICTS)}, or True or False")
+        check_choice("verdict", verdict, VERDICTS, of=repr(claim))
         line = dict(claim=claim, test=test, verdict=verdict, evidence=evidence) | _known(where, CLAIM[4:], "claim")
         self.verdicts.append(_plain(line, f"claim {claim!r}"))
 
     def _writable(self) -> None:
         if self._loaded:
-            raise ValueError(f"results of {self.notebook} were read from disk: make a new Results to add to")
+            raise ValueError(f"results of {self.notebook} were read from disk: run the notebook, or make new Results")
 
     def data_hash(self, name: str, data) -> str:
-        """Notes the SHA-256 of a data set in the provenance, and returns it.
+        """Records the SHA-256 of a data set in the provenance, and returns it.
 
         Args:
             name: Name of the data set.
@@ -177,15 +171,12 @@ class Results:
             >>> Results("x", "smoke").data_hash("digits", b"abc")[:8]
             'ba7816bf'
         """
-        if isinstance(data, torch.Tensor):
-            data = data.detach().cpu().numpy()
-        if isinstance(data, bytes | bytearray | memoryview):
-            blob = bytes(data)
-        elif isinstance(data, np.ndarray):
-            blob = f"{data.dtype.str}{data.shape}".encode() + np.ascontiguousarray(data).tobytes()
-        else:
+        data = data.detach().cpu().numpy() if isinstance(data, torch.Tensor) else data
+        if isinstance(data, np.ndarray):
+            data = f"{data.dtype.str}{data.shape}".encode() + data.tobytes()
+        if not isinstance(data, bytes | bytearray | memoryview):
             raise ValueError(f"data_hash of {name!r} takes bytes, an array or a tensor, got {type(data).__name__}")
-        self._data[name] = hashlib.sha256(blob).hexdigest()
+        self._data[name] = hashlib.sha256(bytes(data)).hexdigest()
         return self._data[name]
 
     def frame(self) -> pd.DataFrame:
@@ -197,10 +188,9 @@ class Results:
         """Writes data/results/<profile>/<notebook>.json in one step, and returns where it is.
 
         Raises:
-            ValueError: when these results were read from disk: their provenance is not ours to renew.
+            ValueError: when these results were read from disk: they keep the provenance of their own run.
         """
-        if self._loaded:
-            raise ValueError(f"results of {self.notebook} were read from disk: run the notebook to renew them")
+        self._writable()
         document = {"provenance": self._provenance(), "rows": list(self._rows.values()), "verdicts": self.verdicts}
         document = _portable(document)
         self.provenance = document["provenance"]
@@ -210,24 +200,16 @@ class Results:
     def _provenance(self) -> dict:
         device = str(self.parameters.get("device", "cpu"))
         return {
-            "notebook": self.notebook,
-            "profile": self.profile,
-            "parameters": self.parameters,
-            "seeds": self.seeds,
-            **git_state(),
-            "device": device_name(device),
-            "threads": torch.get_num_threads(),
-            "versions": versions(),
+            "notebook": self.notebook, "profile": self.profile, "parameters": self.parameters, "seeds": self.seeds,
+            **git_state(), "device": device_name(device), "threads": torch.get_num_threads(), "versions": versions(),
             "wall_seconds": round(time.perf_counter() - self._start, 2),
-            "peak_memory_mib": peak_memory(),
-            "peak_gpu_memory_mib": peak_gpu_memory(device),
-            "data_sha256": self._data,
-            "source_sha256": source_hash(self.notebook),
-        }
+            "peak_memory_mib": peak_memory(), "peak_gpu_memory_mib": peak_gpu_memory(device),
+            "data_sha256": self._data, "source_sha256": source_hash(self.notebook),
+        }  # fmt: skip
 
 
 def load(profile: str, notebook: str) -> Results:
-    """Reads back what a notebook saved; rows and verdicts are checked again, and nothing can be added.
+    """Reads the saved results of a notebook; rows and verdicts are checked again, and nothing can be added.
 
     Raises:
         FileNotFoundError: when that notebook has no results at that profile.
@@ -256,51 +238,44 @@ def load(profile: str, notebook: str) -> Results:
 
 
 def _path(profile: str, notebook: str) -> Path:
-    return Path(paths.RESULTS) / profile / f"{notebook}.json"
+    return paths.RESULTS / profile / f"{notebook}.json"
 
 
 def _cell(paper: str, table: str, row: str, column: str, metric: str, dataset: str) -> str:
     return f"{paper} {table} / {row} / {column} / {metric}" + (f" / {dataset}" if dataset else "")
 
 
-def _checked(
-    *, paper, table, row, column, metric, dataset, unit, value, stderr, n_seeds, budget, exact, status, note
-) -> dict:  # fmt: skip
-    """The record of a cell as JSON can hold it, once each field is what it must be."""
-    texts = dict(paper=paper, table=table, row=row, column=column, metric=metric, dataset=dataset, unit=unit)
-    for name, text in {**texts, "note": note}.items():
+def _checked(record: dict) -> dict:
+    """The record of a cell in types that JSON holds, after a check of each field."""
+    for name in (*KEY, "unit", "note"):
+        text = record[name]
         if not isinstance(text, str) or not (text.strip() or name in ("dataset", "note")):
             raise ValueError(f"{name} of a result must be text, got {text!r}: write it as in paper_values.toml")
-    cell = _cell(paper, table, row, column, metric, dataset)
-    for name, word, known in (("paper", paper, PAPERS), ("status", status, STATUSES)):
-        if word not in known:
-            raise ValueError(f"{name} of {cell} is {word!r}: use one of {', '.join(known)}")
+    cell = _cell(*(record[field] for field in KEY))
+    check_choice("paper", record["paper"], PAPERS, of=cell)
+    check_choice("status", record["status"], STATUSES, of=cell)
+    n_seeds, budget, empty = record["n_seeds"], record["budget"], record["status"] in NO_VALUE
     if isinstance(n_seeds, bool) or not isinstance(n_seeds, int | np.integer) or n_seeds < 1:
         raise ValueError(f"n_seeds of {cell} is {n_seeds!r}: give a whole number of at least 1")
     value, stderr, exact = (
-        _number(v, f"{name} of {cell}", none=name != "value" or status in NO_VALUE, nan=status in NO_VALUE)
-        for name, v in (("value", value), ("stderr", stderr), ("exact", exact))
+        _number(record[name], f"{name} of {cell}", none=name != "value" or empty, nan=empty)
+        for name in ("value", "stderr", "exact")
     )
     if stderr is not None and stderr < 0:
         raise ValueError(f"stderr of {cell} is {stderr:g}: give a standard error, which is never negative")
-    if status in NO_VALUE and (value is not None or not note.strip()):
-        raise ValueError(f'{cell} has status "{status}": give value=None and the reason as its note')
+    if empty and (value is not None or not record["note"].strip()):
+        raise ValueError(f'{cell} has status "{record["status"]}": give value=None and the reason as its note')
     if budget is not None and not isinstance(budget, Mapping):
         raise ValueError(f"budget of {cell} is {budget!r}: give a dict such as {{'updates': 8000}}")
-    return {
-        **texts,
-        "value": value,
-        "stderr": None if stderr is not None and stderr <= ROUNDING * abs(value or 0.0) else stderr,
-        "n_seeds": 0 if value is None else int(n_seeds),
-        "budget": _plain(dict(budget or {}), f"budget of {cell}"),
-        "exact": exact,
-        "status": status,
-        "note": " ".join(note.split()),
-    }
+    return record | {
+        "value": value, "stderr": None if stderr is not None and stderr <= ROUNDING * abs(value or 0.0) else stderr,
+        "n_seeds": 0 if value is None else int(n_seeds), "budget": _plain(budget or {}, f"budget of {cell}"),
+        "exact": exact, "note": " ".join(record["note"].split()),
+    }  # fmt: skip
 
 
 def _measured(value) -> dict:
-    """The fields that a figure fills: its value and error, and of a summary its seeds and floor."""
+    """The fields that a figure fills: its value and error, and for a summary also its seeds and floor."""
     figure, stderr = value_and_error(value)
     known = {"n_seeds": "seeds", "exact": "floor"} if hasattr(value, "value") else {}
     more = {field: getattr(value, name) for field, name in known.items() if hasattr(value, name)}
@@ -308,32 +283,31 @@ def _measured(value) -> dict:
 
 
 def _known(fields: Mapping, known: Sequence[str], where: str) -> dict:
-    """The fields, once their names are checked."""
+    """The fields, after a check of their names."""
     for name in fields:
-        if name not in known:
-            raise ValueError(f"{where} has no field {name!r}: use one of {', '.join(known)}")
+        check_choice("field", name, known, of=where)
     return dict(fields)
 
 
 def _number(value, what: str, *, none: bool, nan: bool) -> float | None:
-    """A finite Python float out of whatever holds one number; None, and NaN as None, only where allowed."""
-    instead = 'status "not_run"'
+    """A finite float from an object that holds one number; None, and NaN as None, only where allowed."""
     if value is None and none:
         return None
     if value is None:
-        raise ValueError(f"{what} is missing: give a finite number, or use {instead}")
+        raise ValueError(f'{what} is missing: give a finite number, or use status "not_run"')
     try:
         number = value.item() if hasattr(value, "item") else value
-        if isinstance(number, str | bytes | bool):
-            raise TypeError("text and truth are not figures")
-        number = float(number)
+        number = None if isinstance(number, str | bytes | bool) else float(number)
     except (TypeError, ValueError, RuntimeError):
+        number = None
+    if number is None:
         shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-        raise ValueError(f"{what} is of type {type(value).__name__}{shape}: give one number") from None
+        raise ValueError(f"{what} is of type {type(value).__name__}{shape}: give one number")
     if math.isnan(number) and nan:
         return None
     if not math.isfinite(number):
-        raise ValueError(f"{what} is {number}: give a finite number, or use {'None' if none else instead}")
+        instead = "None" if none else 'status "not_run"'
+        raise ValueError(f"{what} is {number}: give a finite number, or use {instead}")
     return number
 
 
@@ -353,7 +327,7 @@ def _plain(value, what: str):
 
 
 def _portable(value):
-    """The document without folders of this machine: a path becomes relative to ROOT or a bare name."""
+    """The document without folders of this machine: a path becomes relative to ROOT, or else the bare name."""
     if isinstance(value, Mapping):
         return {k: _portable(v) for k, v in value.items()}
     if isinstance(value, list):

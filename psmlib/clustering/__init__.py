@@ -1,4 +1,4 @@
-"""Where to cut diffusion time."""
+"""Timestep clustering: rules for the block borders of a partition of diffusion time."""
 
 from psmlib.clustering.rules import split
 

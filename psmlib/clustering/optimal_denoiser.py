@@ -1,27 +1,26 @@
-r"""Algorithm 1 of the Multistage paper (Section 4.2): cutting time where the optimal denoiser's task changes.
+r"""Timestep clustering by the optimal denoiser: Algorithm 1 of the Multistage paper (Section 4.2).
 
-With one data point and one noise, :math:`x_t = \alpha_t x_0 + \sigma_t\varepsilon` at every time. The similarity of two
-times is the share of coordinates at which the optimal denoisers' answers differ by no more than :math:`\eta`,
-averaged over data points and noises:
+Let :math:`x_t = \alpha_t x_0 + \sigma_t\varepsilon` with the same data point and noise at all times. The similarity of
+two times is the proportion of coordinates at which the predictions of the optimal denoiser differ by at most
+:math:`\eta`, averaged over data points and noises:
 
 .. math:: \mathcal S(t_a, t_b) = E\Bigl[\tfrac1n \#\{i:\; |\varepsilon^*_{t_a}(x_{t_a}) -
           \varepsilon^*_{t_b}(x_{t_b})|_i \le \eta\}\Bigr].
 
-The paper compares noises; at t = 0 there is none left to tell, and the limit is the noise itself. Its released code
-compares something else. Three readings are offered:
+The paper compares predictions of the noise; as t goes to 0 the prediction tends to the noise itself. Its released code
+compares other quantities. There are three readings:
 
 * ``"paper"``: :math:`\varepsilon^*_t(x_t)` with :math:`\varepsilon^*_a(x_a)`, as printed;
 * ``"same point"``: as printed, but at the noisy end with :math:`(x_t - \alpha_t\,\mathrm{mean})/\sigma_t` at the *same*
-  :math:`x_t`, as in an early notebook of the authors; it says nothing of anchors between the two ends;
+  :math:`x_t`, as in an early notebook of the authors; it is not defined for anchors between the two ends;
 * ``"denoised"``: :math:`E[x_0\mid x_t]` with :math:`E[x_0\mid x_a]`, as in their later script.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
 
 from psmlib import standard_errors
+from psmlib.machine.checks import check_choice
 from psmlib.machine.streams import stream
 from psmlib.process import expand
 from psmlib.score import Score
@@ -35,24 +34,24 @@ def similarity(
     score: Score, x0: Tensor, eps: Tensor, t: Tensor, anchor: float, *, eta: float, reading: str = "paper",
     mean: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Share of coordinates that agree between t and the anchor, for each draw.
+    """Proportion of coordinates whose predictions agree between t and the anchor, for each draw.
 
     Args:
         score: The optimal denoiser of a data set, an exact density, or a trained network.
         x0: Data points. Shape: (K, *shape).
         eps: Standard normal noise. Shape: (K, *shape).
-        t: A time after 0 for each. Shape: (K,).
-        anchor: The time to compare with; 0 stands for the limit.
-        eta: Largest difference that counts as agreement: in units of the noise, or of the data for "denoised".
+        t: Times above 0. Shape: (K,).
+        anchor: The time to compare with; at 0 the limit is used.
+        eta: Largest difference that counts as agreement, in units of the noise, or of the data for "denoised".
         reading: One of :data:`READINGS`.
         mean: Mean of the data, for "same point". Shape: (*shape).
 
     Returns:
-        Shares in [0, 1]. Shape: (K,).
+        Proportions in [0, 1]. Shape: (K,).
 
     Raises:
-        ValueError: for an unknown reading, a threshold below 0, times that are not after 0, and for "same point"
-            without a mean or with an anchor between the ends.
+        ValueError: for an unknown reading, a negative eta, times that are not above 0, and for "same point" without a
+            mean or with an anchor between the ends.
 
     Example:
         >>> from psmlib.exact.finite_set import DiffusedData
@@ -65,49 +64,42 @@ def similarity(
         >>> float(found[:5].mean()) > float(found[20:30].mean())
         True
     """
-    if reading not in READINGS:
-        raise ValueError(f"unknown reading {reading!r} of the similarity: use one of {', '.join(READINGS)}")
+    check_choice("reading", reading, READINGS, of="the similarity")
     if not eta >= 0:
         raise ValueError(f"eta must be at least 0, got {eta}")
     if not bool((t > 0).all()):
-        raise ValueError("similarities need times after 0, where the noise can be told: take t > 0")
+        raise ValueError("similarities need times after 0, where there is noise: take t > 0")
     if reading == "same point" and anchor not in (0, score.process.T):
-        raise ValueError(
-            f'the reading "same point" knows the two ends of time alone, not {anchor:.3g}: use another reading, or at '
-            "most three intervals"
-        )
+        fault = f'the reading "same point" is defined at the two ends of time alone, not {anchor:.3g}'
+        raise ValueError(f"{fault}: use another reading, or at most three intervals")
     if reading == "same point" and anchor > 0 and mean is None:
         raise ValueError('the reading "same point" compares with the mean of the data: give mean=')
     parts = []
     for i in range(0, len(x0), _ROWS):
         rows = slice(i, i + _ROWS)
-        a, b = _answers(score, x0[rows], eps[rows], t[rows], anchor, reading, mean)
+        a, b = _predictions(score, x0[rows], eps[rows], t[rows], anchor, reading, mean)
         parts.append(((a - b).abs() <= eta).flatten(1).double().mean(1))
     return torch.cat(parts) if parts else x0.new_zeros(0, dtype=torch.float64)
 
 
-def _answers(score, x0, eps, t, anchor, reading, mean) -> tuple[Tensor, Tensor]:
-    """What is said at t and what at the anchor. Shapes: (K, *shape)."""
+def _predictions(score, x0, eps, t, anchor, reading, mean) -> tuple[Tensor, Tensor]:
+    """The compared predictions, at t and at the anchor. Shapes: (K, *shape)."""
     process = score.process
-    x = process.perturb(x0, t, eps)
-    if reading == "denoised":
-        at_anchor = x0 if anchor == 0 else score.denoised(process.perturb(x0, anchor, eps), anchor)
-        return score.denoised(x, t), at_anchor
-    told = score.eps(x, t)
+    x, predict = process.perturb(x0, t, eps), score.denoised if reading == "denoised" else score.eps
     if anchor == 0:
-        return told, eps
+        return predict(x, t), x0 if reading == "denoised" else eps
     if reading == "same point":
-        return told, (x - expand(process.alpha(t), x) * mean) / expand(process.sigma(t), x)
-    return told, score.eps(process.perturb(x0, anchor, eps), anchor)
+        return predict(x, t), (x - expand(process.alpha(t), x) * mean) / expand(process.sigma(t), x)
+    return predict(x, t), predict(process.perturb(x0, anchor, eps), anchor)
 
 
 def running_mean(t: Tensor, share: Tensor, *, downwards: bool = False) -> tuple[Tensor, Tensor]:
-    """Times in order, and the mean share of all draws from the end that is started at up to each of them.
+    """Sorted times, and at each of them the mean similarity of all draws up to it.
 
     Args:
         t: Times. Shape: (K,).
-        share: Shape: (K,).
-        downwards: Whether to start at the largest time.
+        share: Similarities. Shape: (K,).
+        downwards: Whether to sort from the largest time to the smallest.
 
     Example:
         >>> running_mean(torch.tensor([.2, .1]), torch.tensor([0., 1.]))
@@ -119,7 +111,7 @@ def running_mean(t: Tensor, share: Tensor, *, downwards: bool = False) -> tuple[
 
 
 def curve(t: Tensor, share: Tensor, bins: int, lo: float, hi: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean share by time: centres of equal bins, means and standard errors; empty bins are left out."""
+    """Mean similarity by time: centres of equal bins, means and standard errors, without bins of fewer than two."""
     which, width, lines = ((t - lo) / (hi - lo) * bins).long().clamp(0, bins - 1), (hi - lo) / bins, []
     for i in range(bins):
         found = share[which == i]
@@ -132,41 +124,63 @@ def by_optimal_denoiser(
     *, score: Score, data, intervals: int = 3, alpha: float = 0.9, eta: float = 2 / 255, samples: int = 20_000,
     seed: int = 0, reading: str = "paper", rule: str = "first crossing",
 ) -> tuple[float, ...]:  # fmt: skip
-    r"""Algorithm 1, for any number of intervals.
+    r"""Borders by Algorithm 1, for any number of intervals.
 
-    From the data's end an interval reaches to :math:`t_1`, as far as the mean similarity to its end is at least
-    :math:`\alpha`; from the other end down to :math:`t_2` likewise. What lies between is cut by the same rule, with
-    :math:`t_1` and :math:`t_2` for ends; an odd border out is found from the left. The paper prints neither
+    The first interval ends at :math:`t_1`, up to which the mean similarity to t = 0 is at least :math:`\alpha`; the
+    last one starts likewise at :math:`t_2`, with the similarity to t = T. The rest is divided by the same rule between
+    :math:`t_1` and :math:`t_2`; if one border remains, it is found from the left. The paper gives neither
     :math:`\alpha` nor :math:`\eta` nor the number of draws K; :math:`\eta = 2/255` is that of its released notebook,
     for data in [0, 1].
 
     Args:
         score: The optimal denoiser, :class:`psmlib.exact.finite_set.DiffusedData`, or any other Score.
-        data: Where x_0 comes from: a tensor of points, or an object with ``sample``.
-        intervals: How many; three in the paper.
-        alpha: The least mean similarity.
-        eta: The largest difference that counts as agreement.
+        data: Source of x_0: a tensor of points, or an object with ``sample``.
+        intervals: Number of intervals; three in the paper.
+        alpha: Lowest mean similarity within an interval.
+        eta: Largest difference that counts as agreement.
         samples: Draws (x_0, noise, t) for each pair of borders, K.
-        seed: Of the draws.
+        seed: Seed of the draws.
         reading: See :mod:`psmlib.clustering.optimal_denoiser`.
-        rule: "first crossing": an interval ends where the running mean first falls below alpha; "as printed": the
-            largest (smallest) time at which it is at least alpha, whatever happened before.
+        rule: "first crossing": an interval ends where the running mean first falls below alpha; "as printed": at the
+            largest (smallest) time at which it is at least alpha, even if it was lower before.
 
     Raises:
-        ValueError: when the two ends meet, all times are alike or none is, or an argument is out of range.
+        ValueError: when the two ends meet, all times or none are similar, or an argument is out of range.
     """
-    if rule not in RULES:
-        raise ValueError(f"unknown rule {rule!r} of Algorithm 1: use one of {', '.join(RULES)}")
+    check_choice("rule", rule, RULES, of="Algorithm 1")
     if not 0 < alpha <= 1 or samples < 1 or intervals < 2:
-        raise ValueError(
-            f"Algorithm 1 needs 0 < alpha <= 1, samples >= 1 and intervals >= 2, got {alpha}, {samples} and {intervals}"
-        )
+        needs = "0 < alpha <= 1, samples >= 1 and intervals >= 2"
+        raise ValueError(f"Algorithm 1 needs {needs}, got {alpha}, {samples} and {intervals}")
     mean = data.mean(0, dtype=torch.float64) if isinstance(data, Tensor) else getattr(data, "mean", None)
     mean = None if mean is None else mean.to(**score.tensor_options)
-    settings = dict(
-        score=score, data=data, alpha=alpha, eta=eta, samples=samples, reading=reading, rule=rule, mean=mean
-    )
-    return _cut(intervals - 1, 0.0, float(score.process.T), stream(seed), **settings)
+    generator = stream(seed)
+
+    def end_of_interval(x0: Tensor, eps: Tensor, t: Tensor, anchor: float, downwards: bool) -> float:
+        """The other end of the interval that starts at the anchor."""
+        share = similarity(score, x0, eps, t, anchor, eta=eta, reading=reading, mean=mean)
+        times, level = running_mean(t, share, downwards=downwards)
+        enough = level >= alpha
+        if not bool(enough.any() if rule == "as printed" else enough[0]):
+            raise ValueError(f"no time is like t = {anchor:.3g}: take a lower alpha, a larger eta or more samples")
+        if rule == "as printed":
+            return float(times[enough][-1])
+        short = (~enough).nonzero()
+        return float(times[int(short[0])] if len(short) else times[-1])  # the last time if it never falls below alpha
+
+    def borders(count: int, lo: float, hi: float) -> tuple[float, ...]:
+        """The inner borders between two ends."""
+        x0, eps, t = draws(data, samples, lo, hi, generator, score.tensor_options)
+        left, mend = end_of_interval(x0, eps, t, lo, False), "take a higher alpha or a smaller eta"
+        if count == 1:
+            if left >= float(t.max()):
+                raise ValueError(f"times from {lo:.3g} to {hi:.3g} are alike throughout: {mend}")
+            return (left,)
+        right = end_of_interval(x0, eps, t, hi, True)
+        if left >= right:
+            raise ValueError(f"the two ends meet (t1 = {left:.3g} is not before t2 = {right:.3g}): {mend}")
+        return (left, *(borders(count - 2, left, right) if count > 2 else ()), right)
+
+    return borders(intervals - 1, 0.0, float(score.process.T))
 
 
 def draws(data, samples: int, lo: float, hi: float, generator: torch.Generator, like: dict) -> tuple[Tensor, ...]:
@@ -178,35 +192,3 @@ def draws(data, samples: int, lo: float, hi: float, generator: torch.Generator, 
     eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
     t = hi - (hi - lo) * torch.rand(samples, generator=generator, dtype=torch.float64)
     return x0.to(**like), eps.to(**like), t.to(like["device"])
-
-
-def _cut(count: int, lo: float, hi: float, generator: torch.Generator, **settings) -> tuple[float, ...]:
-    """``count`` borders between two ends."""
-    x0, eps, t = draws(settings["data"], settings["samples"], lo, hi, generator, settings["score"].tensor_options)
-    left = _reach(x0, eps, t, lo, downwards=False, **settings)
-    if count == 1:
-        if left >= float(t.max()):
-            raise ValueError(
-                f"times from {lo:.3g} to {hi:.3g} are alike throughout: take a higher alpha or a smaller eta"
-            )
-        return (left,)
-    right = _reach(x0, eps, t, hi, downwards=True, **settings)
-    if left >= right:
-        raise ValueError(
-            f"the two ends meet (t1 = {left:.3g} is not before t2 = {right:.3g}): take a higher alpha or a smaller eta"
-        )
-    return (left, *(_cut(count - 2, left, right, generator, **settings) if count > 2 else ()), right)
-
-
-def _reach(x0, eps, t, anchor, *, downwards, score, alpha, eta, reading, rule, mean, **_) -> float:
-    """How far the interval that starts at the anchor goes."""
-    share = similarity(score, x0, eps, t, anchor, eta=eta, reading=reading, mean=mean)
-    times, level = running_mean(t, share, downwards=downwards)
-    enough = level >= alpha
-    if not bool(enough.any() if rule == "as printed" else enough[0]):
-        raise ValueError(f"no time is like t = {anchor:.3g}: take a lower alpha, a larger eta or more samples")
-    if rule == "as printed":
-        return float(times[enough][-1])
-    short = (~enough).nonzero()
-    # the end of the times on this side, if the similarity never falls
-    return float(times[int(short[0])]) if len(short) else float(times[-1])

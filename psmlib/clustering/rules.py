@@ -1,17 +1,13 @@
-r"""Where to cut diffusion time: the rules of the Multistage paper (Section 4.2, Table 4), and one more.
+r"""Timestep clustering: the rules of the Multistage paper (Section 4.2, Table 4), and one more.
 
-Every rule answers with the inner borders alone, ready for ``Partition([0, *split(...), T])``:
+Every rule returns the inner borders, for ``Partition([0, *split(...), T])``:
 
-* ``"optimal_denoiser"``: Algorithm 1. An interval reaches as far as the average similarity to its end stays above
-  :math:`\alpha`.
-* ``"timestep"``, ``"snr"``, ``"gradient"``: the segments whose times lie closest to their centres, in time, in log SNR,
-  or by the cosine between the gradients of a trained network's loss.
-* ``"difficulty"``: not in the paper. Blocks that share out equally the part of the denoising loss that no network can
-  lower, summed over axes and integrated over log SNR: twice the information about the data point that noise takes away
-  on the way (Guo et al., 2005).
+* ``"optimal_denoiser"``: Algorithm 1. Within an interval the average similarity to its end is at least :math:`\alpha`.
+* ``"timestep"``, ``"snr"``, ``"gradient"``: segments with the smallest distances of their times to their centres, in
+  time, in log SNR, or by the cosine between the gradients of a trained network's loss.
+* ``"difficulty"``: not in the paper. Blocks with equal parts of the irreducible denoising loss, summed over dimensions
+  and integrated over log SNR: twice the information about the data point that is lost to the noise (Guo et al., 2005).
 """
-
-from __future__ import annotations
 
 import inspect
 
@@ -22,6 +18,7 @@ from psmlib.bank.mlp_bank import Bank
 from psmlib.clustering.optimal_denoiser import by_optimal_denoiser
 from psmlib.exact.floors import irreducible_loss
 from psmlib.kernels.bank_mlp import BankMLP
+from psmlib.machine.checks import check_choice
 from psmlib.machine.streams import stream
 from psmlib.partition import Partition
 from psmlib.process import Process
@@ -32,12 +29,12 @@ from psmlib.training.recipe import Recipe
 
 
 def split(method: str = "optimal_denoiser", **arguments) -> tuple[float, ...]:
-    """The inner borders of a partition by the named method.
+    """The inner borders of a partition by the given method.
 
     Args:
         method: "optimal_denoiser", "timestep", "snr", "gradient" or "difficulty".
-        **arguments: Those of :func:`by_optimal_denoiser`, :func:`by_timestep`, :func:`by_snr`, :func:`by_gradient` or
-            :func:`by_difficulty`.
+        **arguments: Arguments of :func:`by_optimal_denoiser`, :func:`by_timestep`, :func:`by_snr`,
+            :func:`by_gradient` or :func:`by_difficulty`.
 
     Raises:
         ValueError: for an unknown method or argument, or where the method finds no borders.
@@ -47,8 +44,7 @@ def split(method: str = "optimal_denoiser", **arguments) -> tuple[float, ...]:
         >>> split("snr", process=VP(.1, 20.))           # Multistage, Table 4 prints .348 and .709
         (0.348, 0.709)
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r} of clustering: use one of {', '.join(METHODS)}")
+    check_choice("method", method, METHODS, of="clustering")
     known = inspect.signature(METHODS[method]).parameters
     if odd := [name for name in arguments if name not in known]:
         raise ValueError(f"{method} clustering takes no {odd[0]}=: it takes {', '.join(known)}")
@@ -60,25 +56,25 @@ def split(method: str = "optimal_denoiser", **arguments) -> tuple[float, ...]:
 def best_segments(
     distance: Tensor, intervals: int, *, smallest: int | None = None, largest: int | None = None
 ) -> list[int]:
-    r"""Where the second and later segments start, in the best cut of a row of times.
+    r"""Indices at which the second and later segments start, in the optimal division of a sequence of times.
 
-    Among all cuts of n times into k segments of allowed sizes, the one that minimises
+    Among all divisions of n times into k segments of allowed sizes, it minimises
 
     .. math:: \sum_{\text{segments}}\;\sum_{m\in\text{segment}} d(\text{centre}, m),
 
-    where the centre is the segment's middle element (the rule behind the timestep and SNR rows of the Multistage
-    paper's Table 4, after Go et al., 2023). Found exactly, by dynamic programming over the ends of segments.
+    where the centre is the segment's middle element (the rule of the timestep and SNR rows in the Multistage paper's
+    Table 4, after Go et al., 2023). The minimum is found by dynamic programming over the ends of segments.
 
     Args:
-        distance: Of each element, as a centre (row), to each other. Shape: (n, n).
-        intervals: How many segments, k.
-        smallest, largest: Sizes allowed; by default n // (2 k) and 3 n // (2 k), the released ones for k = 3.
+        distance: Distance from each element as a centre (row) to each other. Shape: (n, n).
+        intervals: Number of segments, k.
+        smallest, largest: Allowed sizes; by default n // (2 k) and 3 n // (2 k), as in the released code for k = 3.
 
     Returns:
         k - 1 indices, ascending.
 
     Raises:
-        ValueError: when no cut has segments of the allowed sizes, or distances are not a square matrix of numbers.
+        ValueError: when no division has segments of the allowed sizes, or distances are not a finite square matrix.
 
     Example:
         >>> t = torch.arange(1, 1001) / 1000
@@ -102,7 +98,7 @@ def best_segments(
         i = torch.arange(n - size + 1)
         centre = i + size // 2
         cost[i, i + size] = total[centre, i + size] - total[centre, i]
-    best, back = cost[0], []  # best[j]: cheapest cut of [0, j) so far
+    best, back = cost[0], []  # best[j]: lowest cost of a division of [0, j) so far
     for _ in range(intervals - 1):
         best, last = (best[:, None] + cost).min(0)
         back.append(last)
@@ -114,7 +110,7 @@ def best_segments(
 
 
 def _times(n: int, T: float = 1.0) -> Tensor:
-    """T/n, 2T/n, ..., T: the papers' timesteps."""
+    """The papers' timesteps T/n, 2T/n, ..., T."""
     return T * torch.arange(1, n + 1, dtype=torch.float64) / n
 
 
@@ -125,13 +121,13 @@ def _segments(distance: Tensor, times: Tensor, intervals: int, smallest, largest
 def by_timestep(
     *, intervals: int = 3, times: int = 1000, T: float = 1.0, smallest: int | None = None, largest: int | None = None
 ) -> tuple[float, ...]:
-    """Segments close to their centres in time; equal ones, but for rounding.
+    """Segments by distance in time, which are equal but for rounding.
 
     Args:
-        intervals: How many.
-        times: Timesteps of the grid.
-        T: The end of time.
-        smallest, largest: Sizes allowed; see :func:`psmlib.clustering.rules.best_segments`.
+        intervals: Number of segments.
+        times: Number of timesteps.
+        T: The last time.
+        smallest, largest: Allowed sizes, see :func:`psmlib.clustering.rules.best_segments`.
     """
     t = _times(times, T)
     return _segments((t[:, None] - t).abs(), t, intervals, smallest, largest)
@@ -140,10 +136,10 @@ def by_timestep(
 def by_snr(
     *, process: Process, intervals: int = 3, times: int = 1000, smallest: int | None = None, largest: int | None = None
 ) -> tuple[float, ...]:
-    """Segments close to their centres in log SNR; arguments as in :func:`by_timestep`."""
+    """Segments by distance in log SNR; arguments as in :func:`by_timestep`."""
     t = _times(times, process.T)
     value = process.log_snr(t)
-    value = torch.where(value.isfinite(), value, value[value.isfinite()].min())  # flow matching ends without a signal
+    value = torch.where(value.isfinite(), value, value[value.isfinite()].min())  # flow matching has no signal at T
     return _segments((value[:, None] - value).abs(), t, intervals, smallest, largest)
 
 
@@ -151,17 +147,17 @@ def by_gradient(
     *, bank: Bank, data, process: Process, intervals: int = 3, times: int = 100, batch: int = 2048, seed: int = 0,
     smallest: int | None = None, largest: int | None = None,
 ) -> tuple[float, ...]:  # fmt: skip
-    """Segments whose gradients point the way of their centre's: distance 1 - cosine.
+    """Segments by the direction of the loss gradient at each time, with the distance 1 - cosine.
 
     Args:
         bank: One trained network for all times.
-        data: What it was trained on: an object with ``sample`` or a tensor.
+        data: Its training data: an object with ``sample`` or a tensor.
         process: Its process.
-        intervals: How many segments.
-        times: Timesteps of the grid.
-        batch: Draws behind each gradient.
-        seed: Of the draws.
-        smallest, largest: Sizes allowed; see :func:`psmlib.clustering.rules.best_segments`.
+        intervals: Number of segments.
+        times: Number of timesteps.
+        batch: Draws for each gradient.
+        seed: Seed of the draws.
+        smallest, largest: Allowed sizes, see :func:`psmlib.clustering.rules.best_segments`.
 
     Raises:
         ValueError: when the bank holds several networks.
@@ -173,7 +169,7 @@ def by_gradient(
 
 
 def timestep_gradients(bank: Bank, data, process: Process, times: Tensor, *, batch: int, seed: int = 0) -> Tensor:
-    """Gradient of the training loss at each time alone. Shape: (times, parameters)."""
+    """Gradient of the training loss at each time. Shape: (times, parameters)."""
     if len(bank) != 1:
         raise ValueError(f"gradients of one network are compared, but the bank holds {len(bank)}: train one block")
     points, objective = Partition.points(times.tolist()), OBJECTIVES[bank.native]
@@ -190,14 +186,14 @@ def timestep_gradients(bank: Bank, data, process: Process, times: Tensor, *, bat
 def by_difficulty(
     *, toy, process: Process, intervals: int = 3, t_min: float = 1e-3, times: int = 48
 ) -> tuple[float, ...]:
-    """Blocks with equal shares of the irreducible denoising loss over log SNR.
+    """Blocks with equal integrals of the irreducible denoising loss over log SNR.
 
     Args:
         toy: An exactly known density.
         process: The process.
-        intervals: How many blocks.
-        t_min: Where counting starts; nearer to 0 the sum grows without bound.
-        times: Points of the trapezoidal rule.
+        intervals: Number of blocks.
+        t_min: Lower limit of the integral, which diverges as it goes to 0.
+        times: Number of points of the trapezoidal rule.
 
     Raises:
         ValueError: for fewer than one block.
@@ -209,12 +205,10 @@ def by_difficulty(
     steps = -process.log_snr(t).diff()
     steps = torch.where(steps.isfinite(), steps, torch.zeros_like(steps))
     total = torch.cat([torch.zeros(1, dtype=torch.float64), (0.5 * (loss[1:] + loss[:-1]) * steps).cumsum(0)])
-    borders = []
-    for k in range(1, intervals):
-        i = int(torch.searchsorted(total, total[-1] * k / intervals)) - 1
-        share = (total[-1] * k / intervals - total[i]) / (total[i + 1] - total[i])
-        borders.append(float(t[i] * (t[i + 1] / t[i]) ** share))
-    return tuple(borders)
+    wanted = total[-1] * torch.arange(1, intervals) / intervals
+    i = torch.searchsorted(total, wanted) - 1
+    part = (wanted - total[i]) / (total[i + 1] - total[i])
+    return tuple((t[i] * (t[i + 1] / t[i]) ** part).tolist())
 
 
 METHODS = {

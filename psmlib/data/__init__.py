@@ -1,1 +1,1 @@
-"""Data: toy densities known exactly, and images."""
+"""Data: toy densities in closed form, and images."""

@@ -1,22 +1,20 @@
-"""Data files that are not shipped with the book: where they are looked for, checked and downloaded from.
+"""Data files that are not shipped with the book: how they are found, checked and downloaded.
 
 The reader puts them under data/raw, or torchvision downloads them there. A file with a known checksum is verified
-before it is opened. Nothing is unpacked under data/raw: it may be read-only.
+before it is opened. Nothing is unpacked under data/raw, which may be read-only.
 """
-
-from __future__ import annotations
 
 import hashlib
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, partial
 from pathlib import Path
 
 from psmlib.machine import paths
 
 
-@lru_cache(maxsize=1)
+@cache
 def registry() -> dict[str, dict]:
     """The entries of registry.toml by name.
 
@@ -57,7 +55,7 @@ def find(name: str, file: str) -> Path | None:
 
 
 def missing(name: str, files: list[dict]) -> FileNotFoundError:
-    """The error for absent files: what to get, how large it is and where to put it, in one sentence."""
+    """The error for missing files: their names, sizes, source and folder, in one sentence."""
     entry = registry()[name]
     listed = ", ".join(f"{file['name']} ({size_in_words(file['bytes'])})" for file in files)
     where = (Path("data/raw") / entry["home"]).as_posix()
@@ -86,29 +84,23 @@ def collect(name: str, download: bool = False) -> dict[str, Path]:
             if path is None or not _whole(path, file):
                 _download(name, file)
     found = {file["name"]: find(name, file["name"]) for file in files}
-    absent = [file for file in files if found[file["name"]] is None]
-    if absent:
+    if absent := [file for file in files if found[file["name"]] is None]:
         raise missing(name, absent)
-    for file in files:
-        _check(name, found[file["name"]], file)
+    for file, path in zip(files, found.values(), strict=True):
+        if not _whole(path, file):
+            size, whole = path.stat().st_size, file["bytes"]
+            fault = f"truncated ({size} of {whole} bytes)" if size < whole else "altered (wrong checksum)"
+            again = f"delete it and get it again from {registry()[name]['page']}"
+            raise ValueError(f"{shown_path(path)} is {fault}: {again}")
     return found
 
 
-def _md5(path: Path) -> str:
+def _whole(path: Path, file: dict) -> bool:
+    """Whether a file has its registered checksum, if it has one."""
     with open(path, "rb") as stream:
         # some systems forbid md5 for security
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def _whole(path: Path, file: dict) -> bool:
-    return not file["md5"] or _md5(path) == file["md5"]
-
-
-def _check(name: str, path: Path, file: dict) -> None:
-    if not _whole(path, file):
-        size = path.stat().st_size
-        fault = f"truncated ({size} of {file['bytes']} bytes)" if size < file["bytes"] else "altered (wrong checksum)"
-        raise ValueError(f"{shown_path(path)} is {fault}: delete it and get it again from {registry()[name]['page']}")
+        new = partial(hashlib.md5, usedforsecurity=False)
+        return not file["md5"] or hashlib.file_digest(stream, new).hexdigest() == file["md5"]
 
 
 def _downloadable(name: str, file: dict) -> bool:
@@ -129,11 +121,9 @@ def _download(name: str, file: dict) -> None:
             utils.download_url(entry["url"] + file["name"], folder, file["name"], file["md5"])
     except Exception as error:  # a network has many ways to fail
         reason = " ".join(str(error).split()).rstrip(".")
-        where = (Path("data/raw") / entry["home"]).as_posix()
-        raise FileNotFoundError(
-            f"{file['name']} ({size_in_words(file['bytes'])}) could not be downloaded ({reason}): "
-            f"get it from {entry['page']} and put it in {where}"
-        ) from error
+        failed = f"{file['name']} ({size_in_words(file['bytes'])}) could not be downloaded ({reason})"
+        put = f"get it from {entry['page']} and put it in {(Path('data/raw') / entry['home']).as_posix()}"
+        raise FileNotFoundError(f"{failed}: {put}") from error
 
 
 @contextmanager
@@ -145,7 +135,5 @@ def reading(name: str, path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # a damaged file can fail in many ways
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise ValueError(
-            f"{shown_path(path)} cannot be read as a file of {name} ({reason}): "
-            f"get it again from {registry()[name]['page']}"
-        ) from error
+        again = f"get it again from {registry()[name]['page']}"
+        raise ValueError(f"{shown_path(path)} cannot be read as a file of {name} ({reason}): {again}") from error

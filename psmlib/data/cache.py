@@ -1,7 +1,5 @@
 """Arrays too large for memory, or slow to make, kept as memory-mapped files in data/cache."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -15,12 +13,12 @@ from psmlib.machine.memory import check_memory
 
 
 def folder() -> Path:
-    """The folder of the cached files, under PSMLIB_OUTPUT like all output; safe to delete."""
+    """The folder of the cached files, below PSMLIB_OUTPUT like all output; it may be deleted."""
     return paths.OUTPUT / "data" / "cache"
 
 
 def memory_mapped(stem: str, shape: tuple[int, ...], pieces: Callable[[], Iterable[np.ndarray]]) -> np.ndarray:
-    """A uint8 array read from data/cache, made first if it is not there yet.
+    """A uint8 array read from data/cache, where it is written first if it is missing.
 
     The file is written piece by piece and renamed when it is complete. Where nothing can be written, the array is
     made in memory instead.
@@ -38,16 +36,14 @@ def memory_mapped(stem: str, shape: tuple[int, ...], pieces: Callable[[], Iterab
         MemoryError: when it can neither be written nor held in memory.
     """
     path = folder() / f"{stem}.npy"
-    kept = _open(path, shape)
-    if kept is not None:
+    if (kept := _open(path, shape)) is not None:
         return kept
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # not through a memory map, where a full disk kills the process
         with open(temporary, "wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for piece in _counted(pieces(), shape, stem):
                 file.write(np.ascontiguousarray(piece))
         os.replace(temporary, path)

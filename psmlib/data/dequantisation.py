@@ -7,13 +7,13 @@ log density of the continuous model bounds the log probability of the levels (Th
 .. math:: -\frac{1}{D} \log_2 P(k) \le -\frac{E_u \log p(x)}{D \ln 2} + \log_2 K - \log_2 w
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from psmlib.machine.checks import check_choice
 
 SCALES: dict[str, tuple[float, float]] = {"unit": (1.0, 0.0), "symmetric": (2.0, -1.0)}
 """Width and left end of the interval that each scaling fills: [0, 1) and [-1, 1)."""
@@ -29,8 +29,7 @@ def affine(scale: str) -> tuple[float, float]:
         >>> affine("symmetric")
         (2.0, -1.0)
     """
-    if scale not in SCALES:
-        raise ValueError(f"unknown scale {scale!r}: use one of {', '.join(SCALES)}")
+    check_choice("scale", scale, SCALES)
     return SCALES[scale]
 
 
@@ -62,11 +61,10 @@ def dequantise(
     width, left = affine(scale)
     if x_levels.is_floating_point() or x_levels.is_complex() or x_levels.dtype == torch.bool:
         raise ValueError(f"dequantise takes whole levels 0..{levels - 1}, got {x_levels.dtype}: pass uint8 images")
-    if x_levels.numel() and not 0 <= int(x_levels.min()) <= int(x_levels.max()) < levels:
-        raise ValueError(
-            f"the levels go from {int(x_levels.min())} to {int(x_levels.max())}: "
-            f"pass images with levels 0..{levels - 1}, or name the right number of levels"
-        )
+    least, most = map(int, x_levels.aminmax()) if x_levels.numel() else (0, 0)
+    if not 0 <= least <= most < levels:
+        mend = f"pass images with levels 0..{levels - 1}, or name the right number of levels"
+        raise ValueError(f"the levels go from {least} to {most}: {mend}")
     return width * add_noise(x_levels, generator, dtype).div_(levels) + left
 
 

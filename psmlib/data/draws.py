@@ -1,6 +1,4 @@
-"""Images as a distribution to draw training batches from."""
-
-from __future__ import annotations
+"""Random training batches of images."""
 
 from dataclasses import dataclass
 
@@ -14,7 +12,7 @@ from psmlib.process import Process
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """Random images with fresh dequantisation noise, each mirrored with probability 1/2 if that is allowed.
+    """Random images with fresh dequantisation noise, each mirrored with probability 1/2 if ``mirrored``.
 
     Attributes:
         name: Data set, split, scale and centring, as recorded in a checkpoint.

@@ -1,14 +1,12 @@
-"""The official formats of MNIST, CIFAR-10, CelebA and downsampled ImageNet, read straight from their archives.
+"""Readers of the official archives of MNIST, CIFAR-10, CelebA and downsampled ImageNet.
 
-torchvision reads the first three as well, but unpacks them beside the archive, does not check what was unpacked
+torchvision reads the first three too, but it unpacks them beside the archive, does not check what was unpacked
 earlier, and executes CIFAR-10's pickles. Here a file is opened only after its checksum is verified, and no code in it
 is executed. The tests compare the two.
 
 Each reader returns uint8 arrays by split, (n, C, H, W), and int64 labels under "train_labels" and "test_labels"
 where the format has them.
 """
-
-from __future__ import annotations
 
 import gzip
 import io
@@ -38,8 +36,7 @@ def read_idx(path: Path) -> np.ndarray:
         ValueError: when it is not one.
     """
     with archives.reading("mnist", path):
-        with gzip.open(path) as file:
-            content = file.read()
+        content = gzip.decompress(path.read_bytes())
         if content[:3] != b"\0\0\x08":
             raise ValueError("it does not start like an IDX file of bytes")
         start = 4 + 4 * content[3]
@@ -64,22 +61,21 @@ def mnist(download: bool = False) -> Arrays:
 class _ArraysOnly(pickle.Unpickler):
     """An unpickler restricted to lists, dicts, text and arrays."""
 
+    known = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
+    known["numpy.core.multiarray._reconstruct"] = np.array(0).__reduce__()[0]
+
     def find_class(self, module: str, name: str):
-        core = module.removeprefix("numpy.").replace("_core", "core")
-        if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module, name) == ("numpy", "dtype"):
-            return np.dtype
-        if (core, name) == ("core.multiarray", "_reconstruct"):
-            return np.array(0).__reduce__()[0]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which an array does not need")
+        full = f"{module}.{name}".replace("numpy._core", "numpy.core")
+        if full not in self.known:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which an array does not need")
+        return self.known[full]
 
 
 def cifar10(download: bool = False) -> Arrays:
     """The python version of CIFAR-10 (Krizhevsky 2009): images (n, 3, 32, 32).
 
-    Of the published versions it is the one whose checksum torchvision knows. Its batches are pickles: they are opened
-    after the checksum of the archive is verified, by an unpickler that can build nothing but arrays.
+    Of the published versions it is the one whose checksum torchvision knows. Its batches are pickles, which an
+    unpickler that can build only arrays opens after the checksum of the archive is verified.
     """
     (path,) = archives.collect("cifar10", download).values()
     wanted = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
@@ -148,63 +144,55 @@ def imagenet64(download: bool = False) -> Arrays:
     entry = archives.registry()["imagenet64"]
     wanted = {"train": [f"train_data_batch_{i}.npz" for i in range(1, 11)], "test": ["val_data.npz"]}
     plain = {file: archives.find("imagenet64", file) for files in wanted.values() for file in files}
-    if not all(plain.values()):
-        plain = {}
-        zipped = list(archives.collect("imagenet64", download).values())
+    zipped = [] if all(plain.values()) else list(archives.collect("imagenet64", download).values())
     out = {}
     for split, files in wanted.items():
-        if plain:
-            sources = {file: (plain[file], None) for file in files}
-        else:
+        if zipped:
             sources = _members(zipped[:-1] if split == "train" else zipped[-1:], files)
-        size = sum(path.stat().st_size for path in {path for path, _ in sources.values()})
-        count = entry["counts"][split]
+        else:
+            sources = [(plain[file], plain[file]) for file in files]
         # the file size identifies the content, in place of a checksum
-        stem = f"imagenet64-{split}-{size}"
-        out[split] = memory_mapped(stem, (count, 3, 64, 64), partial(_npz_batches, list(sources.values()), count))
+        size, count = sum(path.stat().st_size for path in {path for path, _ in sources}), entry["counts"][split]
+        pieces = partial(_npz_batches, sources, count)
+        out[split] = memory_mapped(f"imagenet64-{split}-{size}", (count, 3, 64, 64), pieces)
     return out
 
 
-def _members(zips: list[Path], files: list[str]) -> dict[str, tuple[Path, str]]:
-    """Archive and member of each batch, in whatever folder of the archive."""
-    found: dict[str, tuple[Path, str]] = {}
+def _members(zips: list[Path], files: list[str]) -> list[tuple[Path, zipfile.Path]]:
+    """Archive and member of each batch, in any folder of the archive."""
+    found: dict[str, tuple[Path, zipfile.Path]] = {}
     for path in zips:
         with archives.reading("imagenet64", path), zipfile.ZipFile(path) as archive:
-            found |= {Path(member).name: (path, member) for member in archive.namelist()}
+            found |= {Path(member).name: (path, zipfile.Path(path, member)) for member in archive.namelist()}
     with archives.reading("imagenet64", zips[-1]):
-        absent = [file for file in files if file not in found]
-        if absent:
+        if absent := [file for file in files if file not in found]:
             raise ValueError(f"{', '.join(absent)} is in none of the archives")
-    return {file: found[file] for file in files}
+    return [found[file] for file in files]
 
 
-def _npz_batches(sources: list[tuple[Path, str | None]], count: int) -> Iterator[np.ndarray]:
+def _npz_batches(sources: list[tuple[Path, Path | zipfile.Path]], count: int) -> Iterator[np.ndarray]:
     """The images of all batches of a split, whose number must be that of the official set."""
     done = 0
-    for path, member in bar(sources, label="ImageNet at 64 x 64"):
-        images = _npz_images(path, member)
+    for path, batch in bar(sources, label="ImageNet at 64 x 64"):
+        images = _npz_images(path, batch)
         done += len(images)
         with archives.reading("imagenet64", path):
-            if done > count or (path, member) == sources[-1] and done < count:
+            if done > count or batch is sources[-1][1] and done < count:
                 raise ValueError(f"there are {done} images up to here where the official set has {count}")
         yield images
 
 
-def _npz_images(path: Path, member: str | None) -> np.ndarray:
-    """The images of one npz batch. Shape: (n, 3, 64, 64)."""
+def _npz_images(path: Path, batch: Path | zipfile.Path) -> np.ndarray:
+    """The images of one npz batch, a file or a member of the archive at `path`. Shape: (n, 3, 64, 64)."""
     with archives.reading("imagenet64", path), tempfile.TemporaryFile() as spool:
-        if member is None:
-            with open(path, "rb") as file:
-                shutil.copyfileobj(file, spool)
-        else:
-            # npz needs random access, for which a compressed member is decompressed from the start each time
-            with zipfile.ZipFile(path) as archive, archive.open(member) as file:
-                shutil.copyfileobj(file, spool, 1 << 20)
+        # npz needs random access, for which a compressed member is decompressed from the start each time
+        with batch.open("rb") as file:
+            shutil.copyfileobj(file, spool, 1 << 20)
         if not zipfile.is_zipfile(spool):
-            raise ValueError(f"{member or path.name} is not an npz archive")
+            raise ValueError(f"{batch.name} is not an npz archive")
         spool.seek(0)
-        with np.load(spool, allow_pickle=False) as batch:
-            data = batch["data"]
+        with np.load(spool, allow_pickle=False) as arrays:
+            data = arrays["data"]
         if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 12288:
-            raise ValueError(f"{member or path.name} has images of {data.dtype} {data.shape}")
+            raise ValueError(f"{batch.name} has images of {data.dtype} {data.shape}")
         return data.reshape(-1, 3, 64, 64)

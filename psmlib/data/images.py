@@ -1,20 +1,18 @@
-"""The image data sets: grey levels in fixed splits, dequantised on demand.
+"""Image data sets: grey levels in fixed splits, dequantised on demand.
 
-``digits`` and the ``photos`` are available at once; the papers' own sets come from files under data/raw. Images are
-stored as integer levels, uint8, channels first, and converted to continuous data by
-:mod:`psmlib.data.dequantisation` alone, so that bits per dimension get the right offset.
+``digits`` and the ``photos`` come with scikit-learn; the papers' own sets come from files under data/raw. Images are
+stored as integer levels, uint8, channels first, and converted to continuous data only by
+:mod:`psmlib.data.dequantisation`, so that bits per dimension get the right offset.
 
 ``digits`` is split by class with a fixed shuffle. Its file does not say who wrote a digit. The digits are in the order
 of their writers, and for two in five the nearest other image lies within 60 places, six times as often as by chance:
-the writer of a test digit may also have written training digits. :mod:`psmlib.data.photos` says how far photograph
-crops are from independent; :mod:`psmlib.data.formats` says how CelebA is cropped, and which ImageNet is meant.
+the writer of a test digit may also have written training digits. :mod:`psmlib.data.photos` describes the dependence of
+photograph crops; :mod:`psmlib.data.formats` describes the crop of CelebA and the version of ImageNet.
 """
-
-from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -24,6 +22,7 @@ from psmlib.data import archives, formats, photos, shipped
 from psmlib.data.dequantisation import affine, bits_per_dim, dequantise, quantise
 from psmlib.data.draws import Draws
 from psmlib.data.splits import stratified
+from psmlib.machine.checks import check_choice
 
 __all__ = ["Draws", "Images", "bits_per_dim", "dequantise", "load", "quantise"]
 
@@ -38,7 +37,7 @@ class Images:
         arrays: uint8 images (n, C, H, W) under "train", "validation" and "test", and labels, if there are any, under
             "train_labels" and so on. Without validation images, the last ``cut`` training images are used.
         levels: Number of grey levels.
-        flip: Whether mirrored training images are as good as the originals.
+        flip: Whether training images may be mirrored.
         cut: Number of images at the end of the training set that become validation images.
         about: One line for tables and captions.
 
@@ -100,8 +99,7 @@ class Images:
     @cached_property
     def centre(self) -> Tensor:
         """Mean of the dequantised training images on [0, 1), per value, float64. Shape: (C, H, W)."""
-        pieces = self.train.split(4096)
-        total = sum(piece.sum(0, dtype=torch.int64) for piece in pieces)
+        total = sum(piece.sum(0, dtype=torch.int64) for piece in self.train.split(4096))
         return (total.double() / len(self.train) + 0.5) / self.levels
 
     def dequantise(
@@ -160,9 +158,7 @@ class Images:
             >>> load("digits").draws(flat=True).sample(5, torch.Generator().manual_seed(0)).shape
             torch.Size([5, 64])
         """
-        known = (*SPLITS, "official_train")
-        if split not in known:
-            raise ValueError(f"unknown split {split!r} of {self.name}: use one of {', '.join(known)}")
+        check_choice("split", split, (*SPLITS, "official_train"), of=self.name)
         width, left = affine(scale)
         shift = left - self._middle(scale) if centred else torch.full((1, 1, 1), left)
         manner = " ".join([self.name, split, scale, *["centred"] * centred])
@@ -177,14 +173,12 @@ class Images:
         A notebook records it by ``results.data_hash(data.name, data.fingerprint)``.
         """
         lines = []
-        for split in SPLITS:
-            for kind in ("", "_labels"):
-                rows = getattr(self, split + kind)
-                if rows is not None:
-                    digest = hashlib.sha256()
-                    for piece in rows.split(4096):
-                        digest.update(piece.contiguous().numpy().tobytes())
-                    lines.append(f"{split}{kind} {rows.dtype} {tuple(rows.shape)} {digest.hexdigest()}")
+        for name in (split + kind for split in SPLITS for kind in ("", "_labels")):
+            if (rows := getattr(self, name)) is not None:
+                digest = hashlib.sha256()
+                for piece in rows.split(4096):
+                    digest.update(piece.numpy().tobytes())
+                lines.append(f"{name} {rows.dtype} {tuple(rows.shape)} {digest.hexdigest()}")
         return "\n".join(lines).encode()
 
     @property
@@ -202,21 +196,16 @@ def _tensor(name: str, images: np.ndarray) -> Tensor:
 def _digits(download: bool) -> dict[str, np.ndarray]:
     images, labels = shipped.digits()
     parts = dict(zip(SPLITS, stratified(labels, [0.7, 0.1]), strict=True))
-    return {split: images[rows] for split, rows in parts.items()} | {
-        f"{split}_labels": labels[rows] for split, rows in parts.items()
-    }
+    return {s: images[rows] for s, rows in parts.items()} | {f"{s}_labels": labels[rows] for s, rows in parts.items()}
 
 
-def _photos(size: int) -> Callable[[bool], dict[str, np.ndarray]]:
-    def cut(download: bool) -> dict[str, np.ndarray]:
-        pictures = shipped.photographs()
-        return {split: photos.crops(pictures, split, size) for split in SPLITS}
-
-    return cut
+def _photos(download: bool, size: int) -> dict[str, np.ndarray]:
+    pictures = shipped.photographs()
+    return {split: photos.crops(pictures, split, size) for split in SPLITS}
 
 
 _READERS: dict[str, Callable[[bool], dict[str, np.ndarray]]] = {
-    "digits": _digits, "photos8": _photos(8), "photos16": _photos(16), "photos32": _photos(32),
+    "digits": _digits, **{f"photos{size}": partial(_photos, size=size) for size in (8, 16, 32)},
     "mnist": formats.mnist, "cifar10": formats.cifar10, "celeba64": formats.celeba64, "imagenet64": formats.imagenet64,
 }  # fmt: skip
 _LOADED: dict[str, Images] = {}
@@ -244,17 +233,12 @@ def load(name: str, *, download: bool = False) -> Images:
         ...
         ValueError: unknown data set 'digitz': use one of digits, photos8, photos16, photos32, mnist, cifar10, ...
     """
-    if name not in _READERS:
-        raise ValueError(f"unknown data set {name!r}: use one of {', '.join(_READERS)}")
+    check_choice("data set", name, _READERS)
     if name not in _LOADED:
         entry = archives.registry()[name]
-        images = Images(
-            name, _READERS[name](download), levels=entry["levels"], flip=entry["flip"], cut=entry.get("cut", 0),
-            about=entry["about"],
-        )  # fmt: skip
-        if images.shape != tuple(entry["shape"]):
-            raise ValueError(
-                f"{name} has images of shape {images.shape} instead of {tuple(entry['shape'])}: get its files again"
-            )
+        how = dict(levels=entry["levels"], flip=entry["flip"], cut=entry.get("cut", 0), about=entry["about"])
+        images, shape = Images(name, _READERS[name](download), **how), tuple(entry["shape"])
+        if images.shape != shape:
+            raise ValueError(f"{name} has images of shape {images.shape} instead of {shape}: get its files again")
         _LOADED[name] = images
     return _LOADED[name]

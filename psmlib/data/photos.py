@@ -20,8 +20,6 @@ size     train    validation   test
 ======== ======== ============ ======
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ They are read from the package's own files, because importing scikit-learn takes
 are not found, scikit-learn's loaders are used.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Fixed shuffles that do not depend on library versions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

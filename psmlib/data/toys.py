@@ -1,18 +1,19 @@
-r"""Toy densities known exactly: mixtures of Gaussians and of rotated uniform boxes.
+r"""Toy densities in closed form: mixtures of Gaussians and of rotated uniform boxes.
 
 ``HG`` and ``TY`` are the two toys of Parallel Score Matching (Table 1, Figure 2): a hash sign with five Gaussians, and
 the words THANK YOU under a flower. ``two_gaussians`` is the one-dimensional toy of *How Much Is Enough?* (Franzese et
 al., Appendix K.1).
 """
 
-from __future__ import annotations
-
+import copy
 import math
 from functools import cached_property
+from typing import Self
 
 from psmlib.exact.components import Components
 from psmlib.exact.expectations import component_average
 from psmlib.exact.mixture import DiffusedMixture
+from psmlib.machine.checks import check_choice
 from psmlib.process import VE, Process
 
 
@@ -33,15 +34,14 @@ class Mixture(Components):
         """Differential entropy in nats, to about 1e-4, by quasi-Monte Carlo over each component."""
         return -component_average(self, lambda x: self.log_prob(x))[0]
 
-    def centred(self) -> Mixture:
+    def centred(self) -> Self:
         """The same density moved to mean zero.
 
         Example:
             >>> bool(TY().centred().mean.abs().max() < 1e-12)
             True
         """
-        moved = object.__new__(Mixture)
-        moved.__dict__.update({k: v for k, v in self.__dict__.items()})
+        moved = copy.copy(self)
         moved.gauss_mean = self.gauss_mean - self.mean
         moved.box_centre = self.box_centre - self.mean
         return moved
@@ -141,6 +141,5 @@ def load_toy(name: str) -> Mixture:
         ...
         ValueError: unknown toy 'HH': use one of TY, HG
     """
-    if name not in TOYS:
-        raise ValueError(f"unknown toy {name!r}: use one of {', '.join(TOYS)}")
+    check_choice("toy", name, TOYS)
     return TOYS[name]().centred()

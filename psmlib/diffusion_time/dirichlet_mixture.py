@@ -18,7 +18,7 @@ from torch import Tensor
 
 from psmlib.diffusion_time.noised_data import standard_normal
 from psmlib.exact.components import choose, gaussian_log_probs
-from psmlib.machine.checks import check_count
+from psmlib.machine.checks import check_choice, check_count
 
 COVARIANCES = ("full", "diag", "spherical")
 ACTIVE = 1e-3
@@ -48,8 +48,7 @@ class GaussianMixture:
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor, covariance: str = "full"):
-        if covariance not in COVARIANCES:
-            raise ValueError(f"unknown covariance {covariance!r}: use one of {', '.join(COVARIANCES)}")
+        check_choice("covariance", covariance, COVARIANCES)
         self.weights, self.means, self.covariances = weights.double(), means.double(), covariances.double()
         self.covariance = covariance
         k, d = means.shape
@@ -127,8 +126,7 @@ def fit(
     from sklearn.exceptions import ConvergenceWarning  # takes a second to import
     from sklearn.mixture import BayesianGaussianMixture
 
-    if covariance not in COVARIANCES:
-        raise ValueError(f"unknown covariance {covariance!r}: use one of {', '.join(COVARIANCES)}")
+    check_choice("covariance", covariance, COVARIANCES)
     check_count("components", components)
     check_count("iterations", iterations)
     if concentration is not None and not concentration > 0:

@@ -12,7 +12,7 @@ from torch import Tensor
 from psmlib.bank import checkpoint
 from psmlib.diffusion_time.auxiliary import Auxiliary
 from psmlib.diffusion_time.noised_data import check_time
-from psmlib.machine.checks import check_count
+from psmlib.machine.checks import check_choice, check_count
 from psmlib.machine.streams import stream
 from psmlib.nets.glow import Glow
 from psmlib.process import Process
@@ -88,7 +88,7 @@ def fit_glow(
 
     x = next(batches(0))
     net = Glow(x.shape[1:], levels=levels, steps=steps, hidden=hidden, seed=seed, dtype=dtype, device=device)
-    net.start(x)
+    net.initialise(x)
     about = {"updates": updates, "batch_size": batch_size, "lr": lr, "schedule": schedule, "seed": seed}
     auxiliary = Auxiliary(net, process, T, net.shape, "glow", about)
     optimiser, done = torch.optim.Adam(net.parameters()), 0
@@ -149,9 +149,8 @@ def _restore(path: str | Path, run: dict, net: Glow, optimiser: torch.optim.Adam
 def _check(process: Process, T: float, updates: int, batch_size: int, lr: float, schedule: str) -> None:
     """Refuses what will not do."""
     check_time(process, T)
-    for name, value in (("updates", updates), ("batch_size", batch_size)):
-        check_count(name, value)
+    check_count("updates", updates)
+    check_count("batch_size", batch_size)
+    check_choice("schedule", schedule, SCHEDULES)
     if not lr > 0:
         raise ValueError(f"lr must be positive, got {lr!r}")
-    if schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")

@@ -1,1 +1,1 @@
-"""How good a model is: likelihoods, losses and samples beside exact values and densities without a network."""
+"""Evaluation of trained models: likelihoods, losses, memorisation and sample quality, with reference values."""

@@ -1,84 +1,68 @@
-r"""The denoising loss on every split, beside the least that training on these images could reach.
+r"""Denoising loss of a score on each split, compared with that of the optimal denoiser of the training images.
 
-That least is the loss of the optimal denoiser of the training images with their dequantisation noise,
+No other score has a lower expected loss on the training images with their dequantisation noise than that denoiser,
 :class:`psmlib.exact.dequantised.DequantisedData`.
 """
 
-from __future__ import annotations
-
 import math
+from collections import namedtuple
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from psmlib.data.images import SPLITS, Images
-from psmlib.evaluation.reference_densities import thinned
+from psmlib.evaluation.reference_densities import subsample
 from psmlib.score import Score
 from psmlib.standard_errors import mean
 
+_LOSSES = (*SPLITS, "optimal", "excess", "gap", "optimal_gap")
 
-@dataclass(frozen=True)
-class DenoisingLoss:
-    """Mean squared error of the noise per axis at one time, on the same noise everywhere.
+
+class DenoisingLoss(namedtuple("DenoisingLoss", ["t", "block", *(n + e for n in _LOSSES for e in ("", "_stderr"))])):
+    """Mean squared error of the predicted noise per dimension at one time.
+
+    Each loss has a standard error over images, with the suffix "_stderr".
 
     Attributes:
         t: The time.
-        block: The block of the score's partition that answers at it, or None.
-        train: On training images; likewise validation and test, each with its standard error over images.
-        optimal: On the training images, of the optimal denoiser of those; less is not possible but by chance.
-        excess: train - optimal. Its standard error is that of the paired difference.
-        gap: test - train. Its standard error takes the two for independent, which is on the safe side of shared noise.
-        optimal_gap: The same for the optimal denoiser: what learning all by heart would cost on new images.
+        block: Index of the block of the score's partition that contains t, or None without a partition.
+        train: Loss on training images; likewise validation and test.
+        optimal: Loss of the optimal denoiser on the training images, the lowest possible one but for sampling noise.
+        excess: train - optimal, with the standard error of the paired difference.
+        gap: test - train, with the standard error of independent losses, too large because they share the noise.
+        optimal_gap: The gap of the optimal denoiser, that is, of complete memorisation.
     """
-
-    t: float
-    block: int | None
-    train: float
-    train_stderr: float
-    validation: float
-    validation_stderr: float
-    test: float
-    test_stderr: float
-    optimal: float
-    optimal_stderr: float
-    excess: float
-    excess_stderr: float
-    gap: float
-    gap_stderr: float
-    optimal_gap: float
-    optimal_gap_stderr: float
 
 
 def denoising_losses(
     score: Score, images: Images, times: Sequence[float], *, optimal: Score | None = None, scale: str = "unit",
     centred: bool = True, flat: bool = False, draws: int = 1, limit: int = 1500, batch: int = 512, seed: int = 0,
 ) -> list[DenoisingLoss]:  # fmt: skip
-    """The denoising loss over time on all three splits, beside the optimal denoiser's.
+    """The denoising loss over time on all three splits, of a score and of the optimal denoiser.
 
-    Dequantisation noise and eps are drawn once: the i-th image of every split gets the i-th, at all times and for
-    whatever score, so that differences in time and between scores are paired.
+    Dequantisation noise and eps are drawn once: the i-th image of every split has the i-th draw at all times and for
+    all scores, so that differences between times and between scores are paired.
 
     Args:
-        score: Trained or exact; takes points like those of ``images.draws(scale=, centred=, flat=)``.
+        score: Trained or exact, of points like those of ``images.draws(scale=, centred=, flat=)``.
         images: The data set.
-        times: Where sigma is positive.
-        optimal: The optimal denoiser of the training images; by default the exact one of :class:`DequantisedData`.
-            With 256 levels the data ``images.draws(...).middles()`` are as good from t = .01 on, and cheap.
+        times: Times at which sigma is positive.
+        optimal: The optimal denoiser of the training images; by default the exact one, :class:`DequantisedData`. With
+            256 levels that of the data ``images.draws(...).middles()`` is as good for t >= .01, and cheaper.
         scale: "unit" or "symmetric".
         centred: Whether the mean training image is subtracted.
         flat: Whether the score takes points (n, D).
-        draws: Draws of both noises for each image, which are averaged first.
-        limit: Of more images than that in a split, so many are taken at even distances.
-        batch: Points given to the scores at a time.
-        seed: Of the noise.
+        draws: Draws of both noises for each image, over which its loss is averaged.
+        limit: Most images of a split; from a larger split that many are taken at even distances.
+        batch: Points evaluated at a time.
+        seed: Seed of the noise.
 
     Returns:
-        One :class:`DenoisingLoss` for each time; ``pandas.DataFrame`` takes the list as it is.
+        One :class:`DenoisingLoss` for each time, as for ``pandas.DataFrame``.
 
     Raises:
-        ValueError: when the optimal denoiser belongs to another process, or there is no noise at a time.
+        ValueError: when the optimal denoiser belongs to another process, or sigma is 0 at a time.
 
     Example:
         >>> from psmlib.data.images import load
@@ -90,14 +74,12 @@ def denoising_losses(
         >>> row.excess > 3 * row.excess_stderr, row.optimal_gap > row.gap
         (True, True)
     """
-    manner = dict(scale=scale, centred=centred, flat=flat)
-    sources = {split: images.draws(split, **manner) for split in SPLITS}
-    optimal = optimal or images.draws(**manner, device=score.tensor_options["device"]).diffused(score.process)
+    settings = dict(scale=scale, centred=centred, flat=flat)
+    sources = {split: images.draws(split, **settings) for split in SPLITS}
+    optimal = optimal or images.draws(**settings, device=score.tensor_options["device"]).diffused(score.process)
     if optimal.process != score.process:
-        raise ValueError(
-            f"the score runs under {score.process} but the optimal denoiser under {optimal.process}: make it anew"
-        )
-    levels = {split: thinned(source.pool, limit) for split, source in sources.items()}
+        raise ValueError(f"the score is of {score.process} but the optimal denoiser of {optimal.process}: make it anew")
+    levels = {split: subsample(source.pool, limit) for split, source in sources.items()}
     generator, most = torch.Generator().manual_seed(seed), max(map(len, levels.values()))
     sums: dict[tuple, Tensor | float] = {}
     for _ in range(draws):
@@ -117,7 +99,7 @@ def denoising_losses(
 
 
 def _errors(score: Score, x0: Tensor, eps: Tensor, t: float, batch: int) -> Tensor:
-    """Mean squared error per axis at each point. Shape: (n,)."""
+    """Mean squared error per dimension at each point. Shape: (n,)."""
     x, out = score.process.perturb(x0, t, eps), []
     with torch.no_grad():
         for part, e in zip(x.split(batch), eps.split(batch), strict=True):

@@ -1,10 +1,8 @@
-r"""Early stopping, block by block: each network of a bank stops where its own validation loss is lowest.
+r"""Early stopping for each network of a bank: the snapshot with the lowest validation loss on its own block.
 
-A single network must stop for all times at once. The networks of a bank never meet, so each may keep the snapshot
-that is best for its own stretch of time.
+A single network has one stopping time for all diffusion times. The networks of a bank are independent, so that each
+can keep the snapshot that is best for its own block.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 
@@ -19,7 +17,7 @@ from psmlib.sampling import grids
 
 
 def block_times(partition: Partition, process: Process, k: int, n: int, t_min: float) -> list[float]:
-    """Times that stand for block k: the middles of n equal stretches of its log SNR, or its point if it has one.
+    """Times representing block k: the midpoints of n equal intervals of log SNR, or its time point if discrete.
 
     Example:
         >>> from psmlib.process import VP
@@ -37,17 +35,17 @@ def validation_losses(
     bank: ImageBank, images: Images, partition: Partition, process: Process, *,
     times: int = 4, t_min: float = 1e-3, limit: int = 500, seed: int = 0,
 ) -> Tensor:  # fmt: skip
-    """Mean squared error of the noise on validation images, for each network of a bank over its own block.
+    """Mean squared error of the predicted noise on validation images, for each network of a bank over its own block.
 
     Args:
         bank: The networks, of centred images on [0, 1).
-        images: The data; the first images of its validation split, always with the same noise.
+        images: The data; the first images of its validation split are used, with the same noise for all networks.
         partition: The blocks.
         process: The Gaussian path.
-        times: How many times stand for a block.
-        t_min: Where the first block's times start.
-        limit: No more images than that.
-        seed: Of the noise.
+        times: Number of times for each block.
+        t_min: Start of the first block.
+        limit: Largest number of images.
+        seed: Seed of the noise.
 
     Returns:
         Shape: (K,), float64.
@@ -74,20 +72,20 @@ def validation_losses(
 def best_stops(
     banks: Mapping[int, ImageBank], images: Images, partition: Partition, process: Process, **measure
 ) -> tuple[ImageBank, list[int]]:
-    """The bank whose every network is its best snapshot on validation images, and the updates each stopped at.
+    """The bank of each network's best snapshot on validation images, and the updates at which each was taken.
 
     Args:
-        banks: Snapshots by number of updates, as :func:`psmlib.training.snapshots.train` keeps them.
+        banks: Snapshots by number of updates, as returned by :func:`psmlib.training.snapshots.train`.
         images: The data.
         partition: The blocks.
         process: The Gaussian path.
-        measure: Arguments of :func:`validation_losses`.
+        measure: Other arguments of :func:`validation_losses`.
 
     Returns:
         A new bank, and a number of updates for each network.
 
     Raises:
-        ValueError: when there is no snapshot.
+        ValueError: when there are no snapshots.
 
     Example:
         >>> from psmlib.data.images import load
@@ -102,9 +100,8 @@ def best_stops(
         raise ValueError("there are no snapshots to choose from: train with stops")
     stops = sorted(banks)
     losses = torch.stack([validation_losses(banks[s], images, partition, process, **measure) for s in stops])
-    chosen = losses.argmin(0).tolist()
-    picked = {
-        name: torch.stack([banks[stops[i]].tensors[name][k] for k, i in enumerate(chosen)])
-        for name in ("params", "buffers")
-    }
-    return banks[stops[-1]].copy(**picked), [stops[i] for i in chosen]
+    chosen = [stops[i] for i in losses.argmin(0).tolist()]
+    params, buffers = (
+        torch.stack([banks[s].tensors[name][k] for k, s in enumerate(chosen)]) for name in ("params", "buffers")
+    )
+    return banks[stops[-1]].copy(params=params, buffers=buffers), chosen

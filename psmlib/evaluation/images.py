@@ -1,18 +1,18 @@
-r"""How bits per dimension of images are measured: one protocol for all methods, and the one of the released code.
+r"""Bits per dimension of images: one measurement protocol for all methods, and that of the released code.
 
-Ours: test images are dequantised with uniform noise, drawn once for all methods, and the probe of Hutchinson's estimate
-is fixed for a solve. Two starts are offered. ``start="data"`` feeds the image in at t_0 as it is and quotes
-:math:`\log p_{t_0}(x_0)`, without a reconstruction term, as the papers do. ``start="noised"`` feeds in
-:math:`x_{t_0} = \alpha x_0 + \sigma\varepsilon`; with the decoder :math:`N(x_{t_0}/\alpha, \sigma^2/\alpha^2 I)` its
-reconstruction term cancels the entropy of the noise and
+In our protocol test images are dequantised with uniform noise, drawn once for all methods, and the probe of
+Hutchinson's estimator is the same at all times. There are two initial states. With ``start="data"`` it is the image
+itself, and the result is :math:`\log p_{t_0}(x_0)`, without a reconstruction term, as in the papers. With
+``start="noised"`` it is :math:`x_{t_0} = \alpha x_0 + \sigma\varepsilon`; with the decoder
+:math:`N(x_{t_0}/\alpha, \sigma^2/\alpha^2 I)` its reconstruction term cancels the entropy of the noise and
 
 .. math:: \log p(x_0) \ge E_\varepsilon[\log p_{t_0}(\alpha x_0 + \sigma\varepsilon)] + D \log\alpha,
 
-a bound on the likelihood of the data themselves under the model that ends with this decoder (Song et al., 2021,
-Appendix C; High-precision paper, Section 4.2). It holds for the mean over the noise, of which each image gets one draw.
+a bound on the likelihood of the data under the model that ends with this decoder (Song et al., 2021, Appendix C;
+High-precision paper, Section 4.2). It holds for the mean over the noise, of which each image has one draw.
 
 The released scripts of Parallel Score Matching do not dequantise, and draw a new probe at every evaluation. For a model
-that has learnt that values are discrete, that protocol's figure need be no code length: see :func:`undithered_offset`.
+that has learnt that values are discrete, their result need not be a code length: see :func:`undithered_offset`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from psmlib.data.images import SPLITS, Images
 from psmlib.likelihood import log_likelihood
+from psmlib.machine.checks import check_choice
 from psmlib.process import Process
 from psmlib.score import Score
 
@@ -33,22 +34,22 @@ STARTS = ("data", "noised")
 
 @dataclass(frozen=True)
 class ImageProtocol:
-    """How a likelihood of images is measured.
+    """Settings of a likelihood measurement of images.
 
     Args:
-        t0: Where the integration starts.
-        steps: Steps of the solver, up to block borders that are added.
-        method: Solver.
-        grid: Where its steps are.
+        t0: First time of the integration.
+        steps: Steps of the solver, not counting added block borders.
+        method: Method of :mod:`psmlib.solvers`.
+        grid: Time grid of :func:`psmlib.likelihood.log_likelihood`.
         divergence: "hutchinson", "exact" or, with Euler steps, "logdet".
-        fresh_probes: A new probe at each evaluation.
-        dequantised: Whether uniform noise fills the cells; else whole levels k are fed in as k/(K-1).
+        fresh_probes: Whether each evaluation has a new probe.
+        dequantised: Whether uniform noise is added to the levels; else level k becomes k/(K-1).
         start: "data" or "noised".
-        images: How many images, the first ones of the split; None for all.
-        seed: Of the noise of dequantisation, of the start, and of the probe.
+        images: Number of images, the first ones of the split; None for all.
+        seed: Seed of the noise of dequantisation and of the start, and of the probe.
 
     Raises:
-        ValueError: for an unknown start, or no images; solver, grid and divergence are looked at when they are used.
+        ValueError: for an unknown start, or no images; solver, grid and divergence are checked when they are used.
 
     Example:
         >>> print(ImageProtocol(images=100))
@@ -67,16 +68,15 @@ class ImageProtocol:
     seed: int = 10**6
 
     def __post_init__(self):
-        if self.start not in STARTS:
-            raise ValueError(f"unknown start {self.start!r} of a protocol: use one of {', '.join(STARTS)}")
+        check_choice("start", self.start, STARTS, of="a protocol")
         if self.images is not None and self.images < 1:
             raise ValueError(f"images must be a positive number or None for all of a split, got {self.images}")
 
     def but(self, **changes) -> ImageProtocol:
-        """The same protocol with some things changed.
+        """The same protocol with some settings changed.
 
         Args:
-            changes: By name, as of the class.
+            changes: New settings by name.
 
         Example:
             >>> ImageProtocol().but(divergence="exact").divergence
@@ -86,34 +86,30 @@ class ImageProtocol:
 
     @property
     def released(self) -> ImageProtocol:
-        """What the released code does with as many steps: t0 = .001, no noise on the levels, fresh probes.
+        """The protocol of the released code with as many steps: t0 = .001, no dequantisation, new probes.
 
         Example:
             >>> print(ImageProtocol(divergence="exact").released)
             t0 = 0.001, rk4 with 20 blocks steps, fresh probes, not dequantised, no reconstruction term, all images
         """
-        return self.but(
-            t0=1e-3, divergence="hutchinson", fresh_probes=True, dequantised=False, grid="blocks", start="data"
-        )
+        settings = dict(t0=1e-3, divergence="hutchinson", dequantised=False, grid="blocks", start="data")
+        return self.but(fresh_probes=True, **settings)
 
     def __str__(self) -> str:
-        probe = (
-            "exact trace" if self.divergence == "exact" else "fresh probes" if self.fresh_probes else "one fixed probe"
-        )
+        solver = f"{self.method} with {self.steps} {self.grid} steps"
+        probe = "fresh probes" if self.fresh_probes else "one fixed probe"
+        probe = "exact trace" if self.divergence == "exact" else probe
         noise = "dequantised" if self.dequantised else "not dequantised"
         term = "no reconstruction term" if self.start == "data" else "noised start with reconstruction"
-        return (
-            f"t0 = {self.t0:g}, {self.method} with {self.steps} {self.grid} steps, {probe}, {noise}, {term}, "
-            f"{'all' if self.images is None else self.images} images"
-        )
+        return f"t0 = {self.t0:g}, {solver}, {probe}, {noise}, {term}, {self.images or 'all'} images"
 
 
 def inputs(images: Images, protocol: ImageProtocol, split: str = "test") -> Tensor:
-    """The images of a split as points, centred as in training, the same for every method.
+    """The images of a split as points, centred as in training.
 
     Args:
         images: The data.
-        protocol: Says how many, whether they are dequantised, and with which noise.
+        protocol: Determines their number and their dequantisation.
         split: "train", "validation" or "test".
 
     Returns:
@@ -127,8 +123,7 @@ def inputs(images: Images, protocol: ImageProtocol, split: str = "test") -> Tens
         >>> inputs(load("digits"), ImageProtocol(images=3)).shape
         torch.Size([3, 1, 8, 8])
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r} of {images.name}: use one of {', '.join(SPLITS)}")
+    check_choice("split", split, SPLITS, of=images.name)
     levels = getattr(images, split)[: protocol.images]
     if protocol.dequantised:
         return images.dequantise(levels, torch.Generator().manual_seed(protocol.seed), centred=True)
@@ -136,10 +131,10 @@ def inputs(images: Images, protocol: ImageProtocol, split: str = "test") -> Tens
 
 
 def whole_levels(images: Images, levels: Tensor) -> Tensor:
-    """Levels as k/(K-1), minus their training mean: the data of the released code.
+    """Levels k as k/(K-1), minus their training mean: the data of the released code.
 
     Args:
-        images: Gives the number of levels, K, and the training images.
+        images: The data set, with K levels.
         levels: Some of its images. Shape: (n, C, H, W).
 
     Returns:
@@ -151,7 +146,7 @@ def whole_levels(images: Images, levels: Tensor) -> Tensor:
         >>> bool(whole_levels(digits, digits.train).mean(0).abs().max() < 1e-12)
         True
     """
-    mean = images.levels * images.centre - 0.5  # of the training levels: the centre is that of the dequantised ones
+    mean = images.levels * images.centre - 0.5  # of the levels; images.centre is the mean of the dequantised images
     return (levels.double() - mean) / (images.levels - 1)
 
 
@@ -162,12 +157,12 @@ def bits(score: Score, process: Process, images: Images, protocol: ImageProtocol
         score: Exact or trained, of centred images on [0, 1).
         process: Its Gaussian path.
         images: The data.
-        protocol: How to measure.
+        protocol: The settings of the measurement.
         split: "train", "validation" or "test".
 
     Raises:
-        ValueError: for an unknown split, what :func:`psmlib.likelihood.log_likelihood` refuses, or when a likelihood is
-            not finite: the solve left the space.
+        ValueError: for an unknown split, arguments that :func:`psmlib.likelihood.log_likelihood` refuses, or a
+            likelihood that is not finite because the ODE solution diverged.
 
     Example:
         >>> from psmlib.data.images import load
@@ -184,38 +179,35 @@ def bits(score: Score, process: Process, images: Images, protocol: ImageProtocol
         t0 = torch.tensor(protocol.t0, dtype=torch.float64)
         eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(protocol.seed + 1), dtype=x.dtype)
         x, log_alpha = process.perturb(x, t0, eps), math.log(float(process.alpha(t0)))
-    found = log_likelihood(
-        score, process, x.to(**score.tensor_options), t0=protocol.t0, steps=protocol.steps, method=protocol.method,
-        grid=protocol.grid, divergence=protocol.divergence, fresh_probes=protocol.fresh_probes, seed=protocol.seed + 2,
-    )  # fmt: skip
+    settings = {k: getattr(protocol, k) for k in ("t0", "steps", "method", "grid", "divergence", "fresh_probes")}
+    found = log_likelihood(score, process, x.to(**score.tensor_options), seed=protocol.seed + 2, **settings)
     log_prob = found.log_prob.cpu().double() + images.dim * log_alpha
-    if not bool(log_prob.isfinite().all()):
-        bad = int((~log_prob.isfinite()).sum())
+    if bad := int((~log_prob.isfinite()).sum()):
         raise ValueError(f"{bad} of {len(log_prob)} likelihoods are not finite: train longer, or use more steps")
     return images.bits_per_dim(log_prob)
 
 
 def undithered_offset(process: Process, levels: int, t0: float, *, alike: bool = False) -> float:
-    r"""What feeding in whole levels adds to the code length of a perfect model of levels, in bits per dimension.
+    r"""Result of the released protocol minus the code length, for a perfect model of levels, in bits per dimension.
 
-    The law of :math:`x_{t_0}` is then a mixture of bells of width sigma around the levels, which lie 1/(K-1) apart. Fed
-    in at the centre of its bell (but for the shift from x to alpha x), a level of probability P has the density
-    :math:`P/\sqrt{2\pi}\sigma` where its neighbours have no probability, and where they have as much
+    Without dequantisation the law of :math:`x_{t_0}` is a mixture of Gaussians of width sigma around the levels, which
+    are 1/(K-1) apart. At the centre of its Gaussian (but for the shift from x to alpha x), a level of probability P has
+    the density :math:`P/\sqrt{2\pi}\sigma` if its neighbours have probability 0, and if theirs is also P
 
     .. math:: \frac{P}{\sqrt{2\pi}\sigma}\sum_j e^{-j^2/2(K-1)^2\sigma^2},
 
-    so that :math:`-\log_2 p(x) + \log_2 K` is :math:`-\log_2 P` plus the logarithm of :math:`K\sqrt{2\pi}\,\sigma` over
-    that sum. At t_0 = .001 the bells of 17 levels do not meet, and the figure falls without end as t_0 goes to 0; those
-    of 256 levels do, and where levels are alike nearly nothing is added.
+    so that :math:`-\log_2 p(x) + \log_2 K` is :math:`-\log_2 P` plus the logarithm of :math:`K\sqrt{2\pi}\,\sigma`
+    divided by that sum. At t_0 = .001 the Gaussians of 17 levels do not overlap, and the result falls without bound as
+    t_0 goes to 0; those of 256 levels overlap, and with equally probable neighbours the difference is nearly 0.
 
     Args:
         process: The Gaussian path.
         levels: Number of levels, K.
-        t0: Where the integration starts.
-        alike: Whether neighbouring levels are as probable; else a level stands alone.
+        t0: First time of the integration.
+        alike: Whether all levels are equally probable; else the neighbours of a level have probability 0.
 
     Returns:
-        The constant that is added.
+        The constant that is added to the code length.
 
     Example:
         >>> from psmlib.process import VP
@@ -226,5 +218,5 @@ def undithered_offset(process: Process, levels: int, t0: float, *, alike: bool =
     """
     sigma = float(process.sigma(t0))
     j = torch.arange(-levels, levels + 1, dtype=torch.float64)
-    bells = float(torch.exp(-0.5 * (j / ((levels - 1) * sigma)) ** 2).sum()) if alike else 1.0
-    return math.log2(levels * math.sqrt(2 * math.pi) * sigma / bells)
+    overlap = float(torch.exp(-0.5 * (j / ((levels - 1) * sigma)) ** 2).sum()) if alike else 1.0
+    return math.log2(levels * math.sqrt(2 * math.pi) * sigma / overlap)

@@ -1,13 +1,11 @@
-r"""Whether samples are copies: nearest training images, and what the optimal denoiser remembers along the way.
+r"""Memorisation: distances from samples to their nearest training images, and posteriors of the optimal denoiser.
 
-Images are compared as whole levels, each divided by their number K: samples are quantised first
-(``images.quantise``), so that dequantisation noise plays no part and a copy has distance 0. Test images go through
-the same, and say what is to be expected of images that nobody copied.
+Images are compared as integer grey levels divided by their number K: samples are quantised first (``images.quantise``),
+so that dequantisation noise has no influence and a copy has distance 0. The same measures of the test images show what
+to expect of images that are not copies.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,31 +13,30 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from psmlib.data.images import Images
-from psmlib.evaluation.reference_densities import seen
+from psmlib.evaluation.reference_densities import training_images
 from psmlib.exact.dequantised import DequantisedData
 from psmlib.exact.finite_set import DiffusedData
-from psmlib.sampling.state import State
 from psmlib.standard_errors import average, mean, proportion
 
-_NUMBERS = 2**22  # of a block of distances
+_BLOCK_SIZE = 2**22  # distances computed at a time
 
 
 def nearest(x_levels: Tensor, data: Tensor, levels: int, k: int = 2) -> tuple[Tensor, Tensor]:
-    """The k nearest images in a set, by the Euclidean distance of pixels on [0, 1).
+    """The k nearest images of a set, by the Euclidean distance of pixels scaled to [0, 1).
 
-    Squares of whole numbers are added up exactly, so that equal images are at distance 0.
+    Sums of squared integers are exact, so that equal images have distance 0.
 
     Args:
-        x_levels: Images, whole levels. Shape: (n, C, H, W).
+        x_levels: Images, integer grey levels. Shape: (n, C, H, W).
         data: The set, likewise. Shape: (N, C, H, W).
         levels: Number of grey levels, K.
-        k: How many.
+        k: Number of neighbours.
 
     Returns:
         Distances, ascending, and indices into ``data``. Shapes: (n, k).
 
     Raises:
-        ValueError: for images that are not whole levels, another shape, or fewer than k images in the set.
+        ValueError: for images that are not integers or have another shape, or fewer than k images in the set.
 
     Example:
         >>> data = torch.tensor([0, 3, 9], dtype=torch.uint8).reshape(3, 1, 1, 1)
@@ -47,16 +44,14 @@ def nearest(x_levels: Tensor, data: Tensor, levels: int, k: int = 2) -> tuple[Te
         [[[0.0, 0.3]], [[1, 0]]]
     """
     if x_levels.is_floating_point() or data.is_floating_point() or x_levels.shape[1:] != data.shape[1:]:
-        raise ValueError(
-            f"nearest compares whole levels of one shape, got {x_levels.dtype} {tuple(x_levels.shape)} and {data.dtype}"
-            f" {tuple(data.shape)}: quantise the samples with images.quantise"
-        )
+        got = " and ".join(f"{y.dtype} {tuple(y.shape)}" for y in (x_levels, data))
+        raise ValueError(f"nearest compares whole levels of one shape, got {got}: use images.quantise on the samples")
     if not 1 <= k <= len(data):
         raise ValueError(f"there are {len(data)} images to be near to: ask for 1 to {len(data)}, not {k}")
     y = data.flatten(1).double()
     norms, found = y.square().sum(1), []
-    for part in x_levels.to(y.device).split(max(1, _NUMBERS // len(y))):
-        x = part.flatten(1).double()  # in float64 sums of whole numbers are exact up to 2^53
+    for part in x_levels.to(y.device).split(max(1, _BLOCK_SIZE // len(y))):
+        x = part.flatten(1).double()  # in float64 sums of integers are exact up to 2^53
         square = x.square().sum(1, keepdim=True) - 2 * x @ y.mT + norms
         found.append(square.topk(k, dim=1, largest=False))
     return torch.cat([f.values for f in found]).sqrt() / levels, torch.cat([f.indices for f in found])
@@ -64,18 +59,18 @@ def nearest(x_levels: Tensor, data: Tensor, levels: int, k: int = 2) -> tuple[Te
 
 @dataclass(frozen=True)
 class Nearness:
-    """How near some images are to the training images.
+    """Distances of some images to the training images, summarised.
 
     Attributes:
         n: Number of images.
         distance: Mean distance to the nearest training image.
-        distance_stderr: Over images.
-        ratio: Median of the distance to the nearest over that to the second nearest, distinct training image.
-        copies: Share of images with a ratio below the limit.
-        copies_stderr: Binomial; it is 0 when none is, or all are.
-        copies_low: Lower end of the exact 95 % interval (Clopper and Pearson).
+        distance_stderr: Its standard error over images.
+        ratio: Median of the distance to the nearest divided by that to the second nearest, distinct training image.
+        copies: Proportion of images with a ratio below the limit.
+        copies_stderr: Its binomial standard error, 0 if the proportion is 0 or 1.
+        copies_low: Lower end of its exact 95 % confidence interval (Clopper and Pearson).
         copies_high: Upper end.
-        exact: Share of images that equal a training image in every pixel.
+        exact: Proportion of images that equal a training image in every pixel.
     """
 
     n: int
@@ -91,17 +86,17 @@ class Nearness:
 
 @dataclass(frozen=True)
 class Memorisation:
-    """Samples beside test images.
+    """Result of :func:`memorisation`.
 
     Attributes:
-        samples: Of the samples.
-        test: Of the test images.
+        samples: Summary of the samples.
+        test: Summary of the test images.
         closer: Probability that a sample is nearer to its nearest training image than a test image to its own, ties
             counting half: 1/2 for samples from the data's law, 1 for copies (Meehan et al., 2020).
-        closer_stderr: Over samples and test images.
-        nearest_index: The nearest training image of each sample, into ``seen(images)``. Shape: (n,).
-        distances: Distance of each sample to it. Shape: (n,).
-        ratios: Nearest over second nearest. Shape: (n,).
+        closer_stderr: Its standard error over samples and test images.
+        nearest_index: Index of each sample's nearest image in ``training_images(images)``. Shape: (n,).
+        distances: Distance of each sample to its nearest training image. Shape: (n,).
+        ratios: That distance divided by the distance to the second nearest. Shape: (n,).
     """
 
     samples: Nearness
@@ -114,20 +109,20 @@ class Memorisation:
 
 
 def memorisation(x_levels: Tensor, images: Images, *, limit: float = 1 / 3) -> Memorisation:
-    """Distances of samples to the training images, beside those of the test images.
+    """Distances of samples to the training images, compared with those of the test images.
 
     A sample counts as a copy when its nearest training image is less than ``limit`` times as far as the second
-    nearest (Yoon et al., 2023). Training images that occur twice are looked at once, or no copy of them would be
-    found; where they merely overlap, as the crops of photographs do, the rule still misses copies, and ``closer``
-    and the distances tell more. Mirror images count as training images where training may draw them.
+    nearest (Yoon et al., 2023). Duplicates among the training images are removed first, because the rule would miss
+    their copies. It still misses copies of images that overlap, such as crops of one photograph; there ``closer`` and
+    the distances are more informative. Mirror images count as training images if training draws them.
 
     Args:
-        x_levels: Samples as whole levels, ``images.quantise(x)``. Shape: (n, C, H, W).
+        x_levels: Samples as integer grey levels, ``images.quantise(x)``. Shape: (n, C, H, W).
         images: The data set.
-        limit: Of the ratio.
+        limit: Largest ratio of a copy.
 
     Raises:
-        ValueError: for samples that are not whole levels, or fewer than two of them.
+        ValueError: for samples that are not integers, or fewer than two of them.
 
     Example:
         >>> from psmlib.data.images import load
@@ -138,22 +133,22 @@ def memorisation(x_levels: Tensor, images: Images, *, limit: float = 1 / 3) -> M
     """
     if len(x_levels) < 2:
         raise ValueError(f"memorisation needs two samples or more for its standard errors, got {len(x_levels)}")
-    whole = seen(images)
+    whole = training_images(images)
     data, where = torch.unique(whole, dim=0, return_inverse=True)
     first = torch.full((len(data),), len(whole)).scatter_reduce_(0, where, torch.arange(len(whole)), "amin")
     found = {}
     for name, x in (("samples", x_levels), ("test", images.test)):
         distance, index = nearest(x.cpu(), data, images.levels)
-        ratio = distance[:, 0] / distance[:, 1]  # the second is positive, as no two are the same
+        ratio = distance[:, 0] / distance[:, 1]  # the second is positive, because all images differ
         found[name] = distance[:, 0], ratio, first[index[:, 0]]
     (near, ratios, index), (usual, _, _) = found["samples"], found["test"]
     above = usual[None, :] - near[:, None]
     wins = (above > 0).double() + 0.5 * (above == 0)
-    nearness = [_nearness(*found[name][:2], limit) for name in ("samples", "test")]
-    return Memorisation(*nearness, *average(wins), index, near, ratios)
+    summaries = [_summary(*found[name][:2], limit) for name in ("samples", "test")]
+    return Memorisation(*summaries, *average(wins), index, near, ratios)
 
 
-def _nearness(distance: Tensor, ratio: Tensor, limit: float) -> Nearness:
+def _summary(distance: Tensor, ratio: Tensor, limit: float) -> Nearness:
     n, copies = len(distance), ratio < limit
     interval = binomtest(int(copies.sum()), n).proportion_ci()
     return Nearness(
@@ -164,15 +159,15 @@ def _nearness(distance: Tensor, ratio: Tensor, limit: float) -> Nearness:
 
 @dataclass(frozen=True)
 class TopWeight:
-    """The largest posterior probability that the optimal denoiser gives to one training image.
+    """The largest posterior probability of a training image under the optimal denoiser, averaged over noisy points.
 
     Attributes:
         t: The time.
-        mean: Over points.
-        stderr: Over points.
-        decided: Share of points that belong to one image with more than 1/2.
-        decided_stderr: Binomial.
-        own: Share of training images that are their own likeliest origin, or None where there is no own image.
+        mean: Mean of the largest probability over points.
+        stderr: Its standard error over points.
+        decided: Proportion of points with one image of probability above 1/2.
+        decided_stderr: Its binomial standard error.
+        own: Proportion of noisy training images whose most probable image is their own; None for other points.
     """
 
     t: float
@@ -186,17 +181,18 @@ class TopWeight:
 def top_weights(
     law: DiffusedData | DequantisedData, x0: Tensor, times: Sequence[float], *, own: Tensor | None = None, seed: int = 0
 ) -> list[TopWeight]:
-    r"""The top weight of the optimal denoiser over time, at :math:`x_t=\alpha x_0+\sigma\varepsilon`.
+    r"""The largest posterior probability over time, at :math:`x_t=\alpha x_0+\sigma\varepsilon`.
 
-    Of training images it is the probability that the likeliest image is their own. Test images, and samples that are no
-    copies, are decided about up to earlier times. One and the same noise serves all times and, with one seed, all sets.
+    For training images it is the probability that the most probable image is their own. Test images, and samples that
+    are not copies, are assigned to a single image only at smaller t. The noise is the same at all times and, with the
+    same seed, for all sets.
 
     Args:
         law: The optimal denoiser of the training images.
         x0: Training images, test images, or samples, in the coordinates of ``law``. Shape: (n, *shape).
         times: The times.
         own: For training images, their indices in the law's data. Shape: (n,).
-        seed: Of the noise.
+        seed: Seed of the noise.
 
     Returns:
         One :class:`TopWeight` for each time.
@@ -208,18 +204,9 @@ def top_weights(
         [1.0, 0.5]
     """
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    x0 = x0.to(**law.tensor_options)
-    return [_top(law, law.process.perturb(x0, t, eps.to(x0)), float(t), own) for t in times]
-
-
-def top_weights_along(law: DiffusedData | DequantisedData, states: Iterable[State]) -> list[TopWeight]:
-    """The same at the states of a sampler, those without noise left out."""
-    return [
-        _top(law, s.x.to(**law.tensor_options), float(s.t), None) for s in states if float(law.process.sigma(s.t)) > 0
-    ]
-
-
-def _top(law: DiffusedData | DequantisedData, x: Tensor, t: float, own: Tensor | None) -> TopWeight:
-    weight, index = (found[:, 0] for found in law.top_weights(x, t, 1))
-    right = None if own is None else float((index.cpu() == own.cpu()).double().mean())
-    return TopWeight(t, *mean(weight), *proportion(weight > 0.5), right)
+    x0, rows = x0.to(**law.tensor_options), []
+    for t in times:
+        weight, index = (found[:, 0] for found in law.top_weights(law.process.perturb(x0, t, eps.to(x0)), float(t), 1))
+        right = None if own is None else float((index.cpu() == own.cpu()).double().mean())
+        rows.append(TopWeight(float(t), *mean(weight), *proportion(weight > 0.5), right))
+    return rows

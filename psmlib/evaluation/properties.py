@@ -1,16 +1,14 @@
-r"""Measurements behind the property table of Parallel Score Matching (its Table 4).
+r"""Measurements for the property table of Parallel Score Matching (its Table 4).
 
-* *Limited variability in time*: :func:`turning_error` sets a network a field that turns as time goes by, and
-  :func:`turns_of_diffusion` says in the same unit how fast a real diffusion changes.
-* *Interdependency*: :func:`dependence` says how much the gradient of some parameters changes with other parameters.
-* *Necessity to devise a diffeomorphism*: :func:`disagreement` says how far two trainings are from the same map.
+* *Limited variability in time*: :func:`turning_error` trains networks on a vector field that rotates with time, and
+  :func:`turns_of_diffusion` measures in the same unit how fast the field of a diffusion changes.
+* *Interdependency*: :func:`dependence` measures how the gradient of some parameters changes with other parameters.
+* *Necessity to devise a diffeomorphism*: :func:`disagreement` measures how different the maps of two trainings are.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -27,7 +25,7 @@ from psmlib.training.optim import Adam
 
 
 def turned(vectors: Tensor, angle: Tensor) -> Tensor:
-    """Vectors of the plane turned anticlockwise, each by its own angle. Shapes: (n, 2), (n,) -> (n, 2).
+    """Rotates vectors of the plane anticlockwise, each by its own angle. Shapes: (n, 2), (n,) -> (n, 2).
 
     Example:
         >>> turned(torch.tensor([[1., 0.]]), torch.tensor([math.pi / 2])).round(decimals=3)
@@ -42,26 +40,26 @@ def turning_error(
     bank: Bank, partition: Partition, points: Tensor, field: Tensor, turns: float, *, updates: int,
     blocks: Sequence[int] | None = None, batch_size: int = 256, lr: float = 1e-3, seed: int = 0,
 ) -> Tensor:  # fmt: skip
-    r"""How well networks follow a field that turns: error left after training, as a share of the field.
+    r"""Relative error of networks trained on a vector field that rotates with time.
 
-    The target at time t is a field of the plane turned by the angle :math:`2\pi\,\mathrm{turns}\,t`, points and
-    vectors alike. It is as hard at one time as at any other; only how fast it changes is set. So what grows with the
-    number of turns is the price of giving one network more times to answer for.
+    The target at time t is a field of the plane rotated by the angle :math:`2\pi\,\mathrm{turns}\,t`, points and
+    vectors alike. It is equally difficult at all times; only its speed of change varies. The increase of the error with
+    the number of turns is therefore the cost of training one network for more times.
 
     Args:
-        bank: Networks for points of the plane; those of the chosen blocks are trained in place.
+        bank: Networks of points of the plane; those of the chosen blocks are trained in place.
         partition: As many blocks as networks.
-        points: Where the field is known at time 0. Shape: (N, 2).
+        points: Points at which the field at time 0 is given. Shape: (N, 2).
         field: Its vectors there. Shape: (N, 2).
-        turns: Turns from t = 0 to t = 1; need not be whole.
-        updates: Adam steps of each network, the learning rate falling along a cosine.
-        blocks: Which blocks to train; all by default. They are alike, so a few stand for all.
-        batch_size: Points an update.
-        lr: Learning rate at the start.
+        turns: Number of turns from t = 0 to t = 1, not necessarily whole.
+        updates: Adam steps of each network, with a cosine schedule of the learning rate.
+        blocks: Blocks to train; all by default. All blocks are equally difficult, so that a few represent all.
+        batch_size: Points of an update.
+        lr: Initial learning rate.
         seed: Network k draws from the stream (seed, k).
 
     Returns:
-        Root mean square error over that of the field, for each chosen block. Shape: (len(blocks),).
+        Root mean square error divided by that of the field, for each chosen block. Shape: (len(blocks),).
 
     Example:
         >>> from psmlib.nets.mlp import Plain
@@ -72,57 +70,45 @@ def turning_error(
         >>> float(slow) < .5 * float(fast)
         True
     """
+
+    def draw(k: int, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Inputs (1, n, F) and targets (1, n, 2) at uniform times of block k."""
+        rows, (start, end) = torch.randint(len(points), (n,), generator=generator), partition.bounds(k)
+        t = start + (end - start) * torch.rand(n, generator=generator, dtype=torch.float64)
+        x, target = (turned(v[rows], 2 * math.pi * turns * t).to(bank.params) for v in (points, field))
+        return bank.arch.features(x, t.to(x.device), VP(0.0, 10.0))[None], target[None]
+
     errors = []
     for k in range(len(bank)) if blocks is None else blocks:
-        task = _Turning(bank, partition.bounds(k), points, field, turns)
         params, generator = bank.params[k : k + 1], stream(seed, k)
-        h, target = task.draw(batch_size, generator)
+        h, target = draw(k, batch_size, generator)
         work, moments, grad = BankMLP(bank.arch.widths, h), Adam(params), torch.empty_like(params)
         for i in range(updates):
             work.gradient(params, h, target, grad)
             moments.step(params, grad, lr=lr * 0.5 * (1 + math.cos(math.pi * i / updates)), count=i + 1)
-            h, target = task.draw(batch_size, generator)
-        h, target = task.draw(4096, stream(seed, k, 1))
-        left = BankMLP(bank.arch.widths, h).forward(params, h) - target
-        errors.append(left.square().mean().sqrt() / target.square().mean().sqrt())
+            h, target = draw(k, batch_size, generator)
+        h, target = draw(k, 4096, stream(seed, k, 1))
+        error = BankMLP(bank.arch.widths, h).forward(params, h) - target
+        errors.append(error.square().mean().sqrt() / target.square().mean().sqrt())
     return torch.stack(errors)
-
-
-@dataclass(frozen=True)
-class _Turning:
-    """A field that turns, within the two ends of a block."""
-
-    bank: Bank
-    ends: tuple[float, float]
-    points: Tensor
-    field: Tensor
-    turns: float
-
-    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Inputs (1, n, F) and targets (1, n, 2) at uniform times."""
-        rows = torch.randint(len(self.points), (n,), generator=generator)
-        t = self.ends[0] + (self.ends[1] - self.ends[0]) * torch.rand(n, generator=generator, dtype=torch.float64)
-        angle = 2 * math.pi * self.turns * t
-        x, target = (turned(v[rows], angle).to(self.bank.params) for v in (self.points, self.field))
-        return self.bank.arch.features(x, t.to(x.device), VP(0.0, 10.0))[None], target[None]
 
 
 def turns_of_diffusion(
     toy: Mixture, process: Process, t0: float, unit: float, *, points: int = 1000, times: int = 40
 ) -> float:
-    r"""How many turns' worth of change the noise prediction of a diffusion goes through, for :func:`turning_error`.
+    r"""Total change in time of the noise prediction of a diffusion, in units of one turn of :func:`turning_error`.
 
     The rate of change of the exact field at a fixed point, root mean square over :math:`x_t`, is integrated from t0 to
-    T and divided by what a turn of the field at the time ``unit`` comes to,
+    T and divided by the change in one turn of the field at the time ``unit``,
     :math:`2\pi\,\mathrm{rms}\,\partial_\varphi R_\varphi\varepsilon^*(R_{-\varphi}x)`.
 
     Args:
         toy: Data of the plane.
         process: The Gaussian path.
-        t0: The earliest time that counts.
-        unit: The time of the field that a turn is measured by.
-        points: Points that averages are taken over.
-        times: Times of the integral, equally spaced in log t.
+        t0: Lower limit of the integral.
+        unit: Time of the field whose turn is the unit.
+        points: Number of points of the averages.
+        times: Number of times of the integral, equally spaced in log t.
 
     Example:
         >>> from psmlib.process import VP
@@ -134,7 +120,7 @@ def turns_of_diffusion(
     grid = torch.logspace(math.log10(t0), math.log10(process.T), times, dtype=torch.float64)
     rates = torch.stack([_rate(exact, diffused_points(toy, process, float(t), points), t) for t in grid])
     x = diffused_points(toy, process, unit, points)
-    quarter = x.new_tensor([[0.0, 1.0], [-1.0, 0.0]])  # a row times this is the row, a quarter of a turn on
+    quarter = x.new_tensor([[0.0, 1.0], [-1.0, 0.0]])  # a row times this is the row rotated by a quarter of a turn
     eps, along = exact.predict_jvp(x, unit, x @ quarter)
     turn = 2 * math.pi * (eps @ quarter - along).square().mean().sqrt()
     return float(torch.trapezoid(rates, grid) / turn)
@@ -150,13 +136,13 @@ def _rate(exact: Score, x: Tensor, t: Tensor) -> Tensor:
 def dependence(
     gradient: Callable[[], Sequence[Tensor]], others: Sequence[Tensor], size: float = 0.1, seed: int = 0
 ) -> float:
-    """How much a gradient changes, as a share of itself, when other parameters change: 0 if they do not matter.
+    """Relative change of a gradient when other parameters change: 0 if it does not depend on them.
 
     Args:
-        gradient: Gives the gradient, the same at each call unless parameters change.
-        others: Parameters; they are moved in a random direction and put back.
-        size: How far, as a share of their norm.
-        seed: Of the direction.
+        gradient: Returns the gradient, the same at each call unless parameters change.
+        others: Parameters; they are changed in a random direction and then restored.
+        size: Size of the change relative to their norm.
+        seed: Seed of the direction.
 
     Example:
         >>> a, b = torch.tensor([3.]), torch.tensor([2.])
@@ -178,19 +164,19 @@ def dependence(
 
 
 def disagreement(codes: Sequence[Tensor]) -> Tensor:
-    r"""How far apart the codes are that separate trainings give the same points: 0 if they agree.
+    r"""Relative distance between the codes of the same points from separate trainings: 0 if they agree.
 
-    Root mean square distance for each pair of trainings, as a share of that of codes with no more in common than their
-    spread (:math:`\sqrt 2` standard deviations).
+    Root mean square distance for each pair of trainings, divided by that of independent codes (:math:`\sqrt 2` standard
+    deviations).
 
     Args:
-        codes: Where each training's map sends the points. Shape of each: (n, d).
+        codes: Images of the points under the map of each training. Shape of each: (n, d).
 
     Returns:
         Shape: (pairs,).
 
     Raises:
-        ValueError: when there are fewer than two.
+        ValueError: for fewer than two trainings.
 
     Example:
         >>> x = torch.randn(5000, 2, generator=stream(0))
@@ -200,5 +186,4 @@ def disagreement(codes: Sequence[Tensor]) -> Tensor:
     if len(codes) < 2:
         raise ValueError(f"a disagreement takes the codes of two trainings or more, got {len(codes)}")
     spread = math.sqrt(2 * sum(float(c.var(0).mean()) for c in codes) / len(codes))
-    pairs = [(a, b) for i, a in enumerate(codes) for b in codes[i + 1 :]]
-    return torch.stack([(a - b).square().mean().sqrt() / spread for a, b in pairs])
+    return torch.stack([(a - b).square().mean().sqrt() / spread for a, b in combinations(codes, 2)])

@@ -1,12 +1,12 @@
-r"""Measuring a trained score against the exact one, by paired differences.
+r"""Test NLL and excess denoising loss on toys, by paired differences from the exact score.
 
-On a toy the true log density is known at every point, so a model's test NLL is measured as
+The true log density of a toy is known at every point, so that a model's test NLL is computed as
 
 .. math:: \mathrm{NLL} = \underbrace{-E\log p_{t_0}(x_0)}_{\text{exact floor}} +
           \underbrace{E[\log p_{t_0}(x_0) - \log\hat p_{t_0}(x_0)]}_{\text{excess, from test points}} .
 
-Most of what makes a plain average noisy is common to both logarithms and cancels in the second term (a control
-variate with known mean), so a thousand points tell what would otherwise take a hundred thousand.
+Most of the sampling noise is common to both logarithms and cancels in the second term (a control variate with known
+mean), so that a thousand points are as accurate as a hundred thousand in a plain average.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from psmlib.score import Score
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a likelihood is measured; one object for all the methods that are compared.
+    """Settings of a likelihood measurement, the same for all methods that are compared.
 
     Args:
-        t0: Where the test point is fed in, as it is.
-        steps: Steps of the solver, up to block borders that are added.
-        method: Solver.
-        grid: Where its steps are.
-        points: Test points.
-        seed: Of the test points.
+        t0: First time of the integration, at which the state is the test point itself.
+        steps: Steps of the solver, not counting added block borders.
+        method: Method of :mod:`psmlib.solvers`.
+        grid: Time grid of :func:`psmlib.likelihood.log_likelihood`.
+        points: Number of test points.
+        seed: Seed of the test points.
     """
 
     t0: float = 1e-3
@@ -46,13 +46,12 @@ class Protocol:
     seed: int = 10**6
 
     def at(self, t0: float | Tensor, **changes) -> Protocol:
-        """The same protocol from another starting time."""
+        """The same protocol with another t0."""
         return replace(self, t0=float(t0), **changes)
 
     def __str__(self) -> str:
-        return (
-            f"t0 = {self.t0:g}, {self.method} with {self.steps} {self.grid} steps, exact trace, {self.points:,} points"
-        )
+        solver = f"{self.method} with {self.steps} {self.grid} steps"
+        return f"t0 = {self.t0:g}, {solver}, exact trace, {self.points:,} points"
 
 
 def log_ratio(score: Score, toy: Mixture, process: Process, protocol: Protocol) -> Tensor:
@@ -78,10 +77,10 @@ class Nll:
 
     Attributes:
         value: Floor plus excess.
-        stderr: Over test points and seeds.
-        floor: What a perfect score would get under the same protocol.
-        excess: Average of log p - log p_hat.
-        seeds: Independently trained networks behind the figure.
+        stderr: Standard error over test points and seeds.
+        floor: NLL of a perfect score under the same protocol.
+        excess: Mean of log p - log p_hat.
+        seeds: Number of independently trained networks.
     """
 
     value: float
@@ -97,7 +96,7 @@ def summarise(ratios: Sequence[Tensor], floor: float) -> Nll:
     The error is that of :func:`psmlib.standard_errors.average`, over seeds and points.
 
     Args:
-        ratios: One tensor of shape (points,) per seed.
+        ratios: One tensor of shape (points,) for each seed.
         floor: The exact floor.
 
     Raises:
@@ -109,24 +108,24 @@ def summarise(ratios: Sequence[Tensor], floor: float) -> Nll:
         (0.8, 2)
     """
     table = torch.stack([r.double() for r in ratios])  # (seeds, points)
-    if not bool(table.isfinite().all()):
-        bad = int((~table.isfinite()).sum())
+    if bad := int((~table.isfinite()).sum()):
         raise ValueError(f"{bad} of {table.numel()} log likelihoods are not finite: train longer, or use more steps")
     excess, stderr = standard_errors.average(table)
     return Nll(floor + excess, stderr, floor, excess, len(table))
 
 
 def diffused_points(toy: Mixture, process: Process, t: float, n: int, seed: int | torch.Generator = 0) -> Tensor:
-    """Independent draws of x_t, from a seed or from where a generator stands. Shape: (n, d)."""
+    """Independent draws of x_t, from a seed or a generator, which is advanced. Shape: (n, d)."""
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     x0 = toy.sample(n, generator)
     return process.perturb(x0, t, torch.randn(x0.shape, generator=generator, dtype=x0.dtype))
 
 
 def status(nll: Nll, profile: str, printed: float | None) -> str:
-    """The status word of a result: only a run at the paper's own settings is held against the paper's figure.
+    """The status of a result; only a run at the paper's own settings is compared with the paper's printed value.
 
-    Agreement means within two standard errors, or half a unit of the second decimal, which is all that is printed.
+    Two values agree if they differ by at most two standard errors, or by half a unit of the second, last printed
+    decimal.
     """
     if profile != "paper":
         return "scaled_down"
@@ -142,10 +141,10 @@ def floor_of(toy: Mixture, process: Process, protocol: Protocol) -> float:
 
 
 def excess_loss(score: Score, toy: Mixture, process: Process, times: Tensor, n: int = 1000, seed: int = 0) -> Tensor:
-    """Mean square distance of a native prediction from the exact one at each time, per axis. Shape: (len(times),).
+    """Mean squared error of a native prediction from the exact one at each time, per dimension. Shape: (len(times),).
 
-    The denoising loss is this plus the irreducible loss (:func:`psmlib.exact.floors.irreducible_loss`), which no
-    network can lower; measured this way it has no noise from the irreducible part.
+    The denoising loss is this plus the irreducible loss (:func:`psmlib.exact.floors.irreducible_loss`), whose sampling
+    noise is avoided here.
     """
     generator, exact, out = torch.Generator().manual_seed(seed), toy.diffused(process), []
     for t in times.tolist():

@@ -66,6 +66,9 @@ class BankMLP:
         True
     """
 
+    operand = staticmethod(lambda x: x)
+    """What becomes of a training step's matrices before they are multiplied: nothing, but a subclass may round them."""
+
     def __init__(self, widths: Sequence[int], like: Tensor):
         self.widths, self.shape = tuple(widths), tuple(like.shape)
         if len(self.shape) != 3 or self.shape[-1] != self.widths[0]:
@@ -89,7 +92,7 @@ class BankMLP:
         """Network outputs, (K, B, out); the tensor is a buffer that the next call overwrites."""
         stack = self._layers(flat)
         for i, (weight, bias) in enumerate(stack):
-            h = torch.baddbmm(bias, h, weight, out=self._act[i])
+            h = torch.baddbmm(bias, self.operand(h), self.operand(weight), out=self._act[i])
             if i < len(stack) - 1:
                 e = torch.clamp(h, max=0, out=self._slope[i]).exp_()
                 h.clamp_(min=0).add_(e).sub_(1)
@@ -120,11 +123,12 @@ class BankMLP:
         delta.mul_(2 / (target.shape[1] * target.shape[2]))
         stack, grads = self._layers(flat), self._layers(grad)
         for i in range(len(stack) - 1, -1, -1):
-            grad_weight, grad_bias = grads[i]
-            torch.bmm(inputs[i].mT, delta, out=grad_weight)
-            torch.sum(delta, 1, keepdim=True, out=grad_bias)
+            operand = self.operand(delta)
+            torch.bmm(self.operand(inputs[i]).mT, operand, out=grads[i][0])
+            torch.sum(delta, 1, keepdim=True, out=grads[i][1])
             if i:
-                delta = torch.bmm(delta, stack[i][0].mT, out=self._delta[i - 1]).mul_(self._slope[i - 1])
+                delta = torch.bmm(operand, self.operand(stack[i][0]).mT, out=self._delta[i - 1])
+                delta.mul_(self._slope[i - 1])
         return loss
 
     def jacobian(self, flat: Tensor, h: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:

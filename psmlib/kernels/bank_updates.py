@@ -123,6 +123,10 @@ class BankUpdates:
         self._work = self.network(self.widths, self.params.new_empty(len(self.params), self.batch, self.widths[0]))
         self._grad = torch.empty_like(self.params)
 
+    def gradient(self, h: Tensor, target: Tensor, grad: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Writes the gradient of the mean squared error into ``grad``, (K, P); returns the errors, (K,)."""
+        return self._work.gradient(self.params, h, target, grad, weight)
+
     def one(self, h: Tensor, target: Tensor, rates: Tensor, weight: Tensor | None = None) -> None:
         """One update; its losses are added to the others of a run.
 
@@ -132,8 +136,7 @@ class BankUpdates:
             rates: A row of :func:`adam_rates`. Shape: (2,).
             weight: Of each row's squared error, or None. Shape: (K, B).
         """
-        more = () if weight is None else (weight,)
-        self._total += self._work.gradient(self.params, h, target, self._grad, *more)
+        self._total += self.gradient(h, target, self._grad, weight)
         adam_step(self.params, self._grad, self.mean, self.square, rates)
         if self.average is not None:
             self.average.lerp_(self.params, 1 - self.ema)
@@ -159,7 +162,7 @@ class BankUpdates:
         given = [h, target, rates] if weight is None else [h, target, rates, weight]
         key = n, weight is None
         if key not in self._runs:
-            self._runs[key] = self._make([self.params.new_ones(tensor.shape) for tensor in given])
+            self._runs[key] = self._record([self.params.new_ones(tensor.shape) for tensor in given])
         buffers, steps = self._runs[key]
         for held, tensor in zip(buffers, given, strict=True):
             held.copy_(tensor)
@@ -181,11 +184,11 @@ class BankUpdates:
         average = [] if self.average is None else [self.average]
         return [self.params, self.mean, self.square, self._total, *average]
 
-    def _make(self, buffers: list[Tensor]) -> tuple[list[Tensor], Captured]:
+    def _record(self, buffers: list[Tensor]) -> tuple[list[Tensor], Captured]:
         """The updates on buffers of their own, recorded; the recording runs on what is in them."""
 
         def steps() -> None:
-            for i in range(len(buffers[0])):
-                self.one(*(tensor[i] for tensor in buffers))
+            for batch in zip(*buffers, strict=True):
+                self.one(*batch)
 
         return buffers, Captured(steps, self.params.device, self._changed)

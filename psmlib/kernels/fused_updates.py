@@ -46,9 +46,8 @@ def fits(widths: Sequence[int], dtype: torch.dtype) -> bool:
         >>> fits([4, 100, 150, 100, 2], torch.float32), fits([4, 100, 2], torch.float32)
         (True, False)
     """
-    return len(widths) == 5 and max(widths[1], widths[3]) <= 256 and max(widths[0], widths[4]) <= 64 and (
-        dtype == torch.float32
-    )  # fmt: skip
+    three_hidden = len(widths) == 5 and max(widths[1], widths[3]) <= 256 and max(widths[0], widths[4]) <= 64
+    return three_hidden and dtype == torch.float32
 
 
 def blocks(widths: Sequence[int]) -> tuple[int, int, int]:
@@ -110,10 +109,8 @@ class FusedUpdates(BankUpdates):
 
     def _prepare(self) -> None:
         if not fits(self.widths, self.params.dtype):
-            raise ValueError(
-                f"the fused updates train networks of three hidden layers in float32, not {list(self.widths)} in "
-                f'{self.params.dtype}: use engine="products"'
-            )
+            found = f"{list(self.widths)} in {self.params.dtype}"
+            raise ValueError(f'fused updates need three hidden layers in float32, not {found}: use engine="products"')
         K, new = len(self.params), self.params.new_zeros
         pieces = -(-self.batch // ROWS)
         self._padded, spare = pieces * ROWS, max(TILE)  # the last tile reads beyond the last network
@@ -140,9 +137,8 @@ class FusedUpdates(BankUpdates):
         stack = layers(self.params, self.widths)
         second, third = (rounded(w) if self.precision == "tf32" else w for w in (stack[1][0], stack[2][0]))
         parts = self._copies.split([A * W, A * W, C * W, C * W], 1)
-        turned2, straight2, turned3, straight3 = (
-            part.view(-1, *shape) for part, shape in zip(parts, ((W, A), (A, W), (C, W), (W, C)), strict=True)
-        )
+        shapes = (W, A), (A, W), (C, W), (W, C)
+        turned2, straight2, turned3, straight3 = (p.view(-1, *s) for p, s in zip(parts, shapes, strict=True))
         turned2[:, :b, :a], straight2[:, :a, :b] = second.mT, second
         turned3[:, :c, :b], straight3[:, :b, :c] = third.mT, third
 
@@ -175,7 +171,6 @@ class FusedUpdates(BankUpdates):
         self._update(rates)
 
     def gradient(self, h: Tensor, target: Tensor, grad: Tensor) -> Tensor:
-        """Writes the gradient of the mean squared error into ``grad``, (K, P); returns the errors, (K,)."""
         self._begin()
         self._sweep(h, target)
         self._update(self._none, grad)

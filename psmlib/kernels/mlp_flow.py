@@ -24,7 +24,7 @@ from torch import Tensor
 from psmlib.kernels.bank_mlp import BankMLP
 from psmlib.kernels.dispatch import choose, jit, tl, triton
 from psmlib.kernels.tf32 import tile_side
-from psmlib.solvers import TABLEAUS
+from psmlib.solvers import TABLEAUS, stages
 
 COLUMNS = 10
 """Columns of the table of steps: h, and (network time, a, c) at the step's start, middle and end."""
@@ -38,16 +38,14 @@ def mlp_flow_ref(
     basis = torch.eye(2, widths[0], dtype=x.dtype, device=x.device)[None]
     work, change = BankMLP(widths, x.new_empty(1, len(x), widths[0])), x.new_zeros(len(x))
     for block, row in zip(blocks.tolist(), table.tolist(), strict=True):
-        h, flat, slopes, rates = row[0], params[block : block + 1], [], []
-        for c, weights in zip(tableau.c, tableau.a, strict=True):
-            y = x
-            for weight, slope in zip(weights, slopes, strict=True):
-                if weight:
-                    y = y + (h * weight) * slope
-            s, a, b = row[1 + 3 * round(2 * c) : 4 + 3 * round(2 * c)]
+        nodes = iter([row[1 + 3 * round(2 * c) : 4 + 3 * round(2 * c)] for c in tableau.c])
+
+        def field(y: Tensor, t: float, flat=params[block : block + 1], nodes=nodes) -> tuple[Tensor, Tensor]:
+            s, a, b = next(nodes)
             value, trace = work.trace(flat, torch.cat([y, y.new_full((len(y), times), s)], 1)[None], basis)
-            slopes.append(a * y + b * value[0])
-            rates.append(2 * a + b * trace[0])
+            return a * y + b * value[0], 2 * a + b * trace[0]
+
+        h, (slopes, rates) = row[0], stages(field, tableau, x, 0.0, row[0])
         x = x + h * sum(w * slope for w, slope in zip(tableau.b, slopes, strict=True))
         change = change + h * sum(w * rate for w, rate in zip(tableau.b, rates, strict=True))
     return x, change

@@ -8,19 +8,18 @@ far and rescaled when a nearer one is found, so that differences are small where
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from psmlib.kernels.softmax_step import softmax_step
 from psmlib.kernels.squared_distances import Block, SquaredDistances
+from psmlib.kernels.tf32 import product_precision
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(NamedTuple):
     """Points, data and coefficients, checked and flattened.
 
     Attributes:
@@ -99,23 +98,14 @@ def read(x: Tensor, data: Tensor, alpha: float | Tensor, sigma: float | Tensor) 
             f"sigma must be positive in {x.dtype}, got {float(noise.min()):g}: without noise there is none to be read "
             f"off x, take a small positive sigma, such as {torch.finfo(x.dtype).tiny ** 0.5:.0e}, for the limit"
         )
-    like = {"dtype": x.dtype, "device": x.device}
     flat = x.reshape(len(x), data.shape[1:].numel())
-    return Inputs(flat, data, factor.to(**like), noise.to(**like), 2 * noise.square(), noise.log())
+    return Inputs(flat, data, factor.to(x), noise.to(x), 2 * noise.square(), noise.log())
 
 
-@contextmanager
-def exact_products() -> Iterator[None]:
+def exact_products() -> AbstractContextManager:
     """Within it, matrix products have the full precision of their dtype, whatever the settings outside."""
-    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    changed = [(each, each.fp32_precision) for each in settings if each.fp32_precision not in ("none", "ieee")]
-    try:
-        for each, _ in changed:
-            each.fp32_precision = "ieee"
-        yield
-    finally:
-        for each, before in changed:
-            each.fp32_precision = before
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    return product_precision("ieee", [each for each in backends if each.fp32_precision not in ("none", "ieee")])
 
 
 def _rate(given: Inputs) -> Tensor:

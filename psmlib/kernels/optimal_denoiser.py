@@ -28,9 +28,7 @@ def _without_gradients(f):
     @functools.wraps(f)
     def call(x: Tensor, *args, **kwargs):
         if torch.is_grad_enabled() and x.requires_grad:
-            raise ValueError(
-                f"{f.__name__} has no gradient: use optimal_denoiser or optimal_denoiser_ref, or torch.no_grad"
-            )
+            raise ValueError(f"{f.__name__} has no gradient: use optimal_denoiser or torch.no_grad")
         with torch.no_grad():
             return f(x, *args, **kwargs)
 

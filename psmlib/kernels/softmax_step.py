@@ -16,11 +16,11 @@ from psmlib.kernels.dispatch import choose, jit, tl, triton
 
 COLUMNS = 1024
 """Of a row that the Triton kernel reads at a time."""
+Step = tuple[Tensor, Tensor]
+"""The factor of older sums, (b,), and the column of the new least distance, (b,), or -1 where an older one is less."""
 
 
-def softmax_step_ref(
-    D: Tensor, low: Tensor, total: Tensor, energy: Tensor | None, rate: Tensor
-) -> tuple[Tensor, Tensor]:
+def softmax_step_ref(D: Tensor, low: Tensor, total: Tensor, energy: Tensor | None, rate: Tensor) -> Step:
     """The step in torch operations; changes ``D``, ``low``, ``total`` and ``energy`` in place.
 
     Args:
@@ -29,10 +29,6 @@ def softmax_step_ref(
         total: Sum of weights so far. Shape: (b,).
         energy: Sum of weight times distance above the least so far, or None. Shape: (b,).
         rate: Weights halve where a distance grows by its inverse. Shape: (b,).
-
-    Returns:
-        The factor of older sums, (b,), and the column of the new least distance, (b,), or -1 where the least distance
-        is an older one.
 
     Example:
         >>> D, low, total = torch.tensor([[3., 1., 2.]]), torch.tensor([2.]), torch.tensor([1.])
@@ -58,17 +54,14 @@ def softmax_step_ref(
     return scale, best
 
 
-def softmax_step(D: Tensor, low: Tensor, total: Tensor, energy: Tensor | None, rate: Tensor) -> tuple[Tensor, Tensor]:
+def softmax_step(D: Tensor, low: Tensor, total: Tensor, energy: Tensor | None, rate: Tensor) -> Step:
     """The step, arguments as of :func:`softmax_step_ref`: by the Triton kernel on CUDA in float32, else by torch."""
-    step = choose(
-        f"online softmax in {D.dtype}", D.device.type, softmax_step_ref, softmax_step_triton, D.dtype == torch.float32
-    )
+    what, fits = f"online softmax in {D.dtype}", D.dtype == torch.float32
+    step = choose(what, D.device.type, softmax_step_ref, softmax_step_triton, fits)
     return step(D, low, total, energy, rate)
 
 
-def softmax_step_triton(
-    D: Tensor, low: Tensor, total: Tensor, energy: Tensor | None, rate: Tensor
-) -> tuple[Tensor, Tensor]:
+def softmax_step_triton(D: Tensor, low: Tensor, total: Tensor, energy: Tensor | None, rate: Tensor) -> Step:
     """As :func:`softmax_step_ref`; float32 only.
 
     Raises:
@@ -89,9 +82,7 @@ def softmax_step_triton(
 
 
 @jit
-def _kernel(
-    D, stride, n, low, total, energy, rate, scale, best, ENERGY: tl.constexpr, COLUMNS: tl.constexpr
-):  # fmt: skip
+def _kernel(D, stride, n, low, total, energy, rate, scale, best, ENERGY: tl.constexpr, COLUMNS: tl.constexpr):
     """A program: one row. The first pass finds the least distance, the second computes the weights."""
     row = tl.program_id(0).to(tl.int64)
     D += row * stride

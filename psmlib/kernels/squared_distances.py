@@ -83,8 +83,7 @@ class SquaredDistances:
         rows, columns = limit_of(SIZES, x.device)
         columns *= max(1, rows // max(1, self.B))  # few points take wide blocks
         self.rows, self.columns = rows, max(1, min(columns, limit_of(ELEMENTS, x.device) // self.d))
-        sample = data[:: max(1, self.N // min(256, self.columns))]
-        sample = sample.reshape(len(sample), self.d)
+        sample = data[:: max(1, self.N // min(256, self.columns))].reshape(-1, self.d)
         self.centre = sample.mean(0)
         self._check(torch.linalg.vector_norm(self.centre), "data")
         # Data centred about 0 are not shifted, which saves a pass over them
@@ -122,11 +121,8 @@ class SquaredDistances:
             ValueError: when the data have values that are not finite.
         """
         for start in range(0, self.N, self.columns):
-            points = self.data[start : start + self.columns]
-            points = points.reshape(len(points), self.d)
-            shifted = points
-            if self.centred:
-                shifted = torch.sub(points, self.centre, out=self._shifted[: len(points)])
+            points = self.data[start : start + self.columns].reshape(-1, self.d)
+            shifted = torch.sub(points, self.centre, out=self._shifted[: len(points)]) if self.centred else points
             norms = torch.linalg.vector_norm(shifted, dim=1).square_()
             self._check(norms.amax().sqrt(), "data")
             yield Block(start, points, shifted, norms)

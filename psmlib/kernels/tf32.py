@@ -1,6 +1,9 @@
-"""Operands of tf32 products, the single precision of tensor cores: sides of tiles, rounding to ten bits of mantissa."""
+"""tf32, the precision of single-precision products on tensor cores: on or off, rounding to ten bits, tile sides."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -28,6 +31,24 @@ def rounded(x: Tensor) -> Tensor:
         >>> rounded(torch.tensor([1 + 2**-10, 1 + 2**-12, 1 + 2**-11])).tolist()
         [1.0009765625, 1.0, 1.0009765625]
     """
+    return ((bits_of(x) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def bits_of(x: Tensor) -> Tensor:
+    """float32 numbers as int32, whose last 13 bits tf32 leaves out."""
     if x.dtype != torch.float32:
         raise ValueError(f"tf32 is a format of float32 numbers, got {x.dtype}: convert with .float()")
-    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+    return x.view(torch.int32)
+
+
+@contextmanager
+def product_precision(name: str, backends: Iterable = (torch.backends.cuda.matmul,)) -> Iterator[None]:
+    """Within it, single-precision products of the backends have the precision ``name``: "ieee" or "tf32"."""
+    before = [(each, each.fp32_precision) for each in backends]
+    try:
+        for each, _ in before:
+            each.fp32_precision = name
+        yield
+    finally:
+        for each, kept in before:
+            each.fp32_precision = kept

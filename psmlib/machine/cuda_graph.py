@@ -1,7 +1,5 @@
 """CUDA graphs: a function on fixed buffers is captured once and replayed; on other devices it is simply called."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import torch
@@ -28,14 +26,10 @@ class Captured:
     """
 
     def __init__(self, f: Callable[[], object], device: str | torch.device, changes: Iterable[Tensor] = ()):
-        self._replay: Callable[[], object] = f
-        if torch.device(device).type == "cuda":
-            self._replay = self._record(f, torch.device(device), list(changes)).replay
-
-    @staticmethod
-    def _record(f: Callable[[], object], device: torch.device, changes: list[Tensor]) -> torch.cuda.CUDAGraph:
-        """The captured graph, with ``changes`` as they were before."""
-        before = [tensor.clone() for tensor in changes]
+        self._replay = f
+        if torch.device(device).type != "cuda":
+            return
+        before = [(tensor, tensor.clone()) for tensor in changes]
         with torch.cuda.device(device):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
@@ -43,12 +37,12 @@ class Captured:
                 for _ in range(2):
                     f()
             torch.cuda.current_stream().wait_stream(side)
-            for tensor, kept in zip(changes, before, strict=True):
+            for tensor, kept in before:
                 tensor.copy_(kept)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 f()
-        return graph
+        self._replay = graph.replay
 
     def __call__(self) -> None:
         """Runs the function once."""

@@ -1,7 +1,5 @@
 """Memory: free bytes of a device, a check before a run that may not fit, and the peak of a computation."""
 
-from __future__ import annotations
-
 import weakref
 
 import psutil
@@ -31,10 +29,9 @@ def check_memory(needed: float, device: str | torch.device, what: str) -> None:
     """
     free = available(device)
     if needed > 0.9 * free:
-        raise MemoryError(
-            f"{what} needs about {needed / 2**30:.1f} GiB but {torch.device(device)} has {free / 2**30:.1f} GiB free: "
-            f"use a smaller batch, fewer networks at a time, or another device"
-        )
+        need, has = f"{needed / 2**30:.1f} GiB", f"{torch.device(device)} has {free / 2**30:.1f} GiB free"
+        mend = "use a smaller batch, fewer networks at a time, or another device"
+        raise MemoryError(f"{what} needs about {need} but {has}: {mend}")
 
 
 class HeldBytes(TorchDispatchMode):

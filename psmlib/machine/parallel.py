@@ -4,8 +4,6 @@ On a CPU the networks of this book are so small that a second thread slows a mat
 process doubles the throughput.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Callable, Iterable

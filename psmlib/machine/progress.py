@@ -1,16 +1,11 @@
 """Progress bars that disappear when the work is done."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 from tqdm import tqdm
-
-T = TypeVar("T")
 
 
 class _NotebookOutput:
@@ -57,7 +52,7 @@ def _tqdm(items: Iterable | None = None, **settings) -> Iterator[tqdm]:
             cell.clear()
 
 
-def bar(items: Iterable[T], total: int | None = None, label: str = "", every: float = 0.5) -> Iterator[T]:
+def bar(items: Iterable, total: int | None = None, label: str = "", every: float = 0.5) -> Iterator:
     """Yields the items, showing how many are done and the time left.
 
     A terminal gets a line that disappears at the end; an interactive notebook gets an output that is emptied at the

@@ -1,7 +1,5 @@
 """Provenance of a result: source code, commit, device, library versions and memory."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import json
@@ -57,13 +55,10 @@ def device_name(device: str = "cpu") -> str:
     """The model name of the processor or GPU that a device string refers to on this machine."""
     if _on_gpu(device):
         return torch.cuda.get_device_name(device)
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name") and "unknown" not in line:
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or f"{platform.machine()} CPU"
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [x.partition(":")[2].strip() for x in lines if x.startswith("model name") and "unknown" not in x]
+    return models[0] if models else platform.processor() or f"{platform.machine()} CPU"
 
 
 def versions() -> dict[str, str]:

@@ -9,8 +9,6 @@ where the learned Gaussians of the latents are part of the map x -> z. The paper
 channels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

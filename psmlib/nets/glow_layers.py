@@ -5,8 +5,6 @@ Each layer has ``forward(x) -> (y, log_det)`` with :math:`\log|\det\partial y/\p
 them from a batch and returns the outputs.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,8 +76,8 @@ class InvertibleConv(nn.Module):
     r"""A 1x1 convolution parametrised as :math:`W = P L (U + \mathrm{diag}(\pm e^{s}))` (Glow, Eq. 10-11).
 
     The permutation P and the signs are fixed; L is unit lower and U strictly upper triangular. The log determinant is
-    H W times the sum of s. The initial W is a random rotation. L, U and s are stored in one matrix of parameters: below,
-    above and on its diagonal.
+    H W times the sum of s. The initial W is a random rotation. One matrix of parameters stores L below its diagonal, U
+    above it and s on it.
 
     Args:
         channels: Number of channels.

@@ -1,7 +1,5 @@
 """Base class of all networks of images: input checks, zero padding, initialisation, parameter and memory counts."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -121,10 +119,8 @@ class ImageModule(nn.Module):
         high, wide = (-side % self.multiple for side in x.shape[-2:])
         if high or wide:
             if not self.pad:
-                size, mend = f"{x.shape[2]}x{x.shape[3]}", "use fewer levels, or pad=True"
-                raise ValueError(
-                    f"{name} halves its images to a {self.multiple}th, which {size} does not allow: {mend}"
-                )
+                size = f"a {self.multiple}th, which {x.shape[2]}x{x.shape[3]} does not allow"
+                raise ValueError(f"{name} halves its images to {size}: use fewer levels, or pad=True")
             x = F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
         return x
 

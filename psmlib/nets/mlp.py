@@ -1,12 +1,10 @@
-r"""Small networks of a point and a time: what they are told, and how their output is read.
+r"""Small multilayer perceptrons of a point and a time: their input features and skip connections.
 
 A network computes ``skip(t) x + mlp(features(x, t))``. :class:`Plain` is the network of Parallel Score Matching
-(Appendix H: 4-100-150-100-2, the time fed twice). :class:`Conditioned` has as many parameters, but is told
-better: sines of x at octave frequencies, damped as the noise blurs them, the time as log SNR, t and sigma, and
-the answer for Gaussian data as a skip.
+(Appendix H: 4-100-150-100-2, the time is two of the inputs). :class:`Conditioned` has as many parameters but better
+inputs: sines of x at octave frequencies, damped according to the noise level, the time as log SNR, t and sigma; and a
+skip connection that is exact for standard Gaussian data.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -28,9 +26,9 @@ class Plain:
     """Features [x, t, t]: the input of the paper's network; ``times=0`` makes a network without time (DPSM).
 
     Args:
-        dim: Axes of x.
-        hidden: Hidden widths.
-        times: How often t is appended.
+        dim: Dimension of x.
+        hidden: Widths of the hidden layers.
+        times: How many times t is appended to x.
 
     Example:
         >>> Plain().parameters
@@ -75,15 +73,15 @@ class Conditioned(Plain):
 
     .. math:: e^{-\omega_k^2\sigma(t)^2/2}\,(\sin\omega_k x_j, \cos\omega_k x_j),\quad \omega_k = \omega_0 2^k,
 
-    which is :math:`E[\sin \omega_k x_0]`-like: the damping is what Gaussian noise does to a sine. Switches turn each
-    ingredient off for the ablation.
+    which are the means of :math:`\sin\omega_k(x_j + \sigma\varepsilon)` and of the cosine over Gaussian noise. Each
+    ingredient can be turned off for ablations.
 
     Args:
         octaves: Number of frequencies per axis; 0 for none.
-        omega0: The lowest frequency, radians per unit of x.
-        damped: Whether the noise damps the sines.
-        log_time: Whether -log SNR and sigma are fed beside t (else t twice, as in :class:`Plain`).
-        use_skip: Whether the Gaussian answer is added to the output.
+        omega0: The lowest frequency, in radians per unit of x.
+        damped: Whether the sines are damped.
+        log_time: Whether -log SNR, t and sigma are inputs (else t twice, as in :class:`Plain`).
+        use_skip: Whether the prediction for standard Gaussian data is added to the output.
 
     Example:
         >>> Conditioned().parameters <= Plain().parameters
@@ -112,12 +110,9 @@ class Conditioned(Plain):
 
     def features(self, x, t, process):
         t = as_time(t, x)
-        parts = [x]
-        if self.log_time:
-            # a tenth of log SNR is of order one; the clamp only matters at t = 0 exactly
-            parts += [_column(-0.1 * process.log_snr(t).clamp(-40, 40), x), _column(t, x), _column(process.sigma(t), x)]
-        else:
-            parts += [_column(t, x)] * 2
+        # a tenth of log SNR is of order one; the clamp only matters at t = 0
+        times = [-0.1 * process.log_snr(t).clamp(-40, 40), t, process.sigma(t)] if self.log_time else [t, t]
+        parts = [x, *(_column(value, x) for value in times)]
         if self.octaves:
             _, damp, phase = self._waves(x, t, process)
             damp = damp[:, None, :]
@@ -142,5 +137,4 @@ class Conditioned(Plain):
         return (p * alpha + q * sigma) / (alpha**2 + sigma**2)
 
 
-ARCHITECTURES = {"Plain": Plain, "Conditioned": Conditioned}
-"""By name, for reading a bank back from its file."""
+ARCHITECTURES = {"Plain": Plain, "Conditioned": Conditioned}  # by name, for reading a bank from its file

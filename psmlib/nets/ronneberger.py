@@ -1,33 +1,32 @@
-r"""The U-Net without time of discrete Parallel Score Matching.
+r"""The U-Net of Ronneberger et al. (2015), without a time input, as in discrete Parallel Score Matching (DPSM).
 
-The U-Net is that of Ronneberger et al. (2015) with padded convolutions: on each level 3x3 convolution, batch norm and
-ELU twice; max-pooling on the way down, 2x2 transposed convolutions on the way up, 1x1 to the output, channels
-a, 2a, 4a, 8a, 16a. One such network answers for one point of time, so it is told none.
+Convolutions are padded: on each level twice a 3x3 convolution, batch norm and ELU; max-pooling in the encoder, 2x2
+transposed convolutions in the decoder, a 1x1 convolution to the output; a, 2a, 4a, 8a, 16a channels. In DPSM each
+network is used at a single time, so that it needs no time input.
 
-The released code never leaves training mode, hence normalises *test* images by the statistics of the batch that they
-come in: the score of an image then depends on its neighbours, and what is integrated is not the divergence of any
-field of one image. ``batch_at_test`` brings that back.
+The released code never leaves training mode, and so normalises *test* images by the statistics of their batch: the
+score of an image then depends on the others, and the integrated quantity is not the divergence of a vector field of
+one image. ``batch_at_test`` reproduces that.
 """
-
-from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from psmlib.machine.checks import check_count
 from psmlib.nets.image_module import ImageModule, arguments
 
 
 class BatchNorm(nn.Module):
     r"""Batch norm (Ioffe and Szegedy, 2015): :math:`w\,(x-\mu)/\sqrt{v+\epsilon} + b` for each channel.
 
-    In training mu and v are the batch's, and running means of them are kept for the test; the variance kept is the
-    unbiased one. Unlike torch's layer it can use the batch's at test time without touching the running ones.
+    In training mu and v are those of the batch, and their running means are stored for evaluation, that of the unbiased
+    variance. Unlike torch's layer it can use the batch's own in evaluation mode, without changing the running means.
 
     Args:
-        channels: How many.
+        channels: Number of channels.
         momentum: Weight of the newest batch in the running means.
-        eps: Added to the variance.
+        eps: Constant added to the variance.
     """
 
     def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5):
@@ -38,24 +37,24 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor, batch_at_test: bool = False) -> Tensor:
-        alone = batch_at_test and not self.training
-        mean, var = (None, None) if alone else (self.running_mean, self.running_var)
-        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training or alone, self.momentum, self.eps)
+        own = batch_at_test and not self.training
+        mean, var = (None, None) if own else (self.running_mean, self.running_var)
+        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training or own, self.momentum, self.eps)
 
 
 class DoubleConv(nn.Module):
     """3x3 convolution, batch norm and ELU, twice.
 
     Args:
-        wide_in: Channels that come in.
-        wide: Channels that go out.
-        bias: Whether the convolutions have one.
+        channels: Input channels.
+        out: Output channels.
+        bias: Whether the convolutions have a bias.
     """
 
-    def __init__(self, wide_in: int, wide: int, bias: bool):
+    def __init__(self, channels: int, out: int, bias: bool):
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(c, wide, 3, padding=1, bias=bias) for c in (wide_in, wide))
-        self.norms = nn.ModuleList(BatchNorm(wide) for _ in range(2))
+        self.convs = nn.ModuleList(nn.Conv2d(c, out, 3, padding=1, bias=bias) for c in (channels, out))
+        self.norms = nn.ModuleList(BatchNorm(out) for _ in range(2))
 
     def forward(self, x: Tensor, batch_at_test: bool) -> Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=True):
@@ -65,23 +64,24 @@ class DoubleConv(nn.Module):
 
 
 class Ronneberger(ImageModule):
-    """U-Net of an image alone.
+    """U-Net of an image.
 
-    The defaults are the released setting: 31,043,651 parameters for three channels. That counts convolutions with the
-    bias that the batch norm takes away again; without it there are 31,037,763.
+    The defaults are the released setting: 31,043,651 parameters for three channels. That includes the biases of the
+    convolutions, which the batch norm cancels; without them there are 31,037,763.
 
     Args:
         a: Channels of the finest level; each further level has twice as many.
-        levels: How many; 3 for 8x8 digits.
-        channels: Of the images.
-        bias: Whether the convolutions before a batch norm have a bias, which changes nothing.
+        levels: Number of levels; 3 for 8x8 digits.
+        channels: Channels of the images.
+        bias: Whether the convolutions before a batch norm have a bias, which has no effect on the output.
         batch_at_test: Whether the statistics of the batch are used in evaluation mode too, as in the released code.
-        pad: Whether images whose sides the levels do not halve evenly get a rim of zeros; else they are refused.
-        zero_last: Whether the last layer starts at zero; in the released code it does not.
-        channels_last: Whether weights and work are laid out channels last: a third faster on a CPU.
-        seed: The weights depend on it alone; or a generator, which is advanced.
-        dtype: Of the parameters.
-        device: Of the parameters.
+        pad: Whether images whose height or width is not divisible by 2 ** (levels - 1) are padded with zeros; else they
+            are refused.
+        zero_last: Whether the last layer is initialised to zero; in the released code it is not.
+        channels_last: Whether weights and activations have the memory format channels last: a third faster on a CPU.
+        seed: Seed of the weights, or a generator, which is advanced.
+        dtype: Dtype of the parameters.
+        device: Device of the parameters.
 
     Raises:
         ValueError: when a count is not positive.
@@ -98,20 +98,19 @@ class Ronneberger(ImageModule):
         dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
     ):  # fmt: skip
         settings = arguments(locals())
-        for name, value in (("a", a), ("levels", levels), ("channels", channels)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"Ronneberger's {name} must be a positive whole number, got {value!r}")
+        for name in ("a", "levels", "channels"):
+            check_count(f"Ronneberger's {name}", settings[name])
         super().__init__(channels, levels, pad)
         self.settings = settings
         self.batch_at_test = batch_at_test
         widths = [a * 2**k for k in range(levels)]
         steps = list(zip(widths, widths[1:], strict=False))
-        with torch.device("meta"):  # no storage, and torch's global generator is left alone
+        with torch.device("meta"):  # no storage, and no draws from torch's global generator
             self.down = nn.ModuleList(DoubleConv(p, q, bias) for p, q in [(channels, a), *steps])
             self.enlarge = nn.ModuleList(nn.ConvTranspose2d(q, p, 2, stride=2) for p, q in reversed(steps))
             self.up = nn.ModuleList(DoubleConv(2 * p, p, bias) for p, _ in reversed(steps))
             self.last = nn.Conv2d(a, channels, 1)
-        self._start(seed, dtype, device, zero_last, channels_last)
+        self._initialise(seed, dtype, device, zero_last, channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's output. Shape: (n, C, H, W) -> (n, C, H, W).
@@ -119,12 +118,10 @@ class Ronneberger(ImageModule):
         Raises:
             ValueError: for images of another shape, dtype or device than the network's.
         """
-        h, kept = self.enter(x), []
+        h, kept = self.prepare(x), []
         if (self.training or self.batch_at_test) and len(h) * h.shape[2] * h.shape[3] == self.multiple**2:
-            raise ValueError(
-                "Ronneberger cannot normalise by the statistics of a single pixel, which is what its coarsest level "
-                "leaves of this batch: use fewer levels, more images, or eval() without batch_at_test"
-            )
+            fault = "Ronneberger cannot normalise by the statistics of a single pixel, at its coarsest level"
+            raise ValueError(f"{fault}: use fewer levels, more images, or eval() without batch_at_test")
         for k, block in enumerate(self.down):
             if k:
                 kept.append(h)
@@ -132,16 +129,16 @@ class Ronneberger(ImageModule):
             h = block(h, self.batch_at_test)
         for enlarge, block in zip(self.enlarge, self.up, strict=True):
             h = block(torch.cat([kept.pop(), enlarge(h)], 1), self.batch_at_test)
-        return self.leave(self.last(h), x)
+        return self.crop(self.last(h), x)
 
 
 def small(channels: int = 1, a: int = 16, **settings) -> Ronneberger:
-    """A U-Net of three levels, 8x8, 4x4 and 2x2, for digits; channels last, which suits a CPU.
+    """A U-Net of three levels (8x8, 4x4 and 2x2) for digits, in the memory format channels last, faster on a CPU.
 
     Args:
-        channels: Of the images.
+        channels: Channels of the images.
         a: Channels of the finest level.
-        settings: As of :class:`Ronneberger`.
+        settings: Other arguments of :class:`Ronneberger`.
 
     Example:
         >>> small().parameter_count

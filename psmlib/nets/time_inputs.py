@@ -1,41 +1,37 @@
-"""Which scalar a network is told for a time."""
-
-from __future__ import annotations
+"""Time inputs: the scalar function of t that a network receives, such as log SNR."""
 
 from torch import Tensor
 
+from psmlib.machine.checks import check_choice
 from psmlib.process import Process, as_time
 
-CLOCKS = ("log_snr", "t", "integral")
+TIME_INPUTS = ("log_snr", "t", "integral")
 
 
-def embedded_time(clock: str, t: float | Tensor, process: Process) -> Tensor:
-    r"""The scalar that a network is told for the time t. Shape: that of t.
+def embedded_time(time_input: str, t: float | Tensor, process: Process) -> Tensor:
+    r"""The scalar that a network receives in place of the time t. Shape: that of t.
 
-    ``"log_snr"`` is :math:`-\log(\alpha^2/\sigma^2)`, held within 40 of 0: noise levels that differ by a factor differ
-    by an amount, whatever the process. ``"integral"`` is :math:`B(t)=\int_0^t\beta`; for :math:`\beta = 10 t` that is
-    the :math:`c t^2` which Parallel Score Matching's image scripts feed. ``"t"`` is what its paper says.
+    ``"log_snr"`` is :math:`-\log(\alpha^2/\sigma^2)`, clamped to [-40, 40]: equal ratios of noise levels are equal
+    differences of the input, for any process. ``"integral"`` is :math:`B(t)=\int_0^t\beta`; for :math:`\beta = 10 t`
+    it is the :math:`c t^2` of Parallel Score Matching's image scripts. ``"t"`` is the input named in its paper.
 
     Args:
-        clock: One of "log_snr", "t", "integral".
+        time_input: One of "log_snr", "t", "integral".
         t: Times. Shape: () or (n,).
         process: The Gaussian path.
 
     Raises:
-        ValueError: for an unknown clock, or "integral" where the process has no beta.
+        ValueError: for an unknown time input, or "integral" where the process has no beta.
 
     Example:
         >>> from psmlib.process import VP
         >>> float(embedded_time("integral", 0.5, VP(0., 10.)))
         1.25
     """
+    check_choice("time_input", time_input, TIME_INPUTS)
     t = as_time(t)
-    if clock == "t":
-        return t
-    if clock == "log_snr":
+    if time_input == "log_snr":
         return -process.log_snr(t).clamp(-40, 40)
-    if clock == "integral":
-        if not hasattr(process, "integral"):
-            raise ValueError(f"{process!r} has no integral of beta to embed: use clock='log_snr' or clock='t'")
-        return process.integral(t)
-    raise ValueError(f"unknown clock {clock!r}: use one of {', '.join(CLOCKS)}")
+    if time_input == "integral" and not hasattr(process, "integral"):
+        raise ValueError(f"{process!r} has no integral of beta: use time_input='log_snr' or time_input='t'")
+    return process.integral(t) if time_input == "integral" else t

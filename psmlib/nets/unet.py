@@ -1,14 +1,13 @@
-r"""The U-Net of denoising diffusion (Ho et al., 2020, Appendix B), as Parallel Score Matching used it.
+r"""The U-Net of denoising diffusion (Ho et al., 2020, Appendix B), in the variant of Parallel Score Matching.
 
-Each level has residual blocks that the time scales and shifts, and attention; the way up meets each level of the way
-down again. ``UNet()`` has the 35,711,107 parameters of the released setting: that of the package the paper's
-scripts call with dim 64 and multipliers 1, 2, 4, 8, in its releases from January to June 2023. Later releases differ
-by full attention at the coarsest level (``attention=("linear",) * 3 + ("full",)``: 35,710,339) or by other norms.
+Each level has residual blocks, scaled and shifted by the embedded time, and attention; the decoder receives the
+activations of the encoder at each level (skip connections). ``UNet()`` has the 35,711,107 parameters of the released
+setting: the paper's scripts call a package with dim 64 and multipliers 1, 2, 4, 8, in its releases from January to June
+2023. Later releases have full attention at the coarsest level (``attention=("linear",) * 3 + ("full",)``: 35,710,339)
+or other norms.
 
-Which scalar stands for the time is the caller's choice, see :mod:`psmlib.nets.time_inputs`.
+The scalar input that represents the time is a setting, see :mod:`psmlib.nets.time_inputs`.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -17,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from psmlib.machine.checks import check_choice, check_count
 from psmlib.nets.image_module import ImageModule, arguments
-from psmlib.nets.time_inputs import CLOCKS, embedded_time
+from psmlib.nets.time_inputs import TIME_INPUTS, embedded_time
 from psmlib.process import Process, as_time
 
 KINDS = ("linear", "full", None)
@@ -26,14 +26,14 @@ NORMS = ("group", "rms")
 
 
 class RMSNorm(nn.Module):
-    """Each pixel's channels divided by their root mean square, times a weight per channel."""
+    """Divides each pixel's channels by their root mean square and multiplies them with a weight per channel."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        # the floor only keeps the derivative at a pixel of zeros finite
+        # 1e-12 keeps the derivative at a pixel of zeros finite
         return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-12) * self.weight[:, None, None]
 
 
@@ -45,7 +45,7 @@ class Attention(nn.Module):
     them: K over the pixels, Q over the channels.
 
     Args:
-        channels: Of the images.
+        channels: Channels of the images.
         kind: "linear" or "full".
         heads: Number of heads.
         head_dim: Channels of a head.
@@ -64,7 +64,7 @@ class Attention(nn.Module):
         mixed = self.qkv(self.norm(x))
         q, k, v = mixed.reshape(n, 3, self.heads, mixed.shape[1] // (3 * self.heads), h * w).unbind(1)
         scale = q.shape[-2] ** -0.5
-        # Written out, since the fused kernels have no forward-mode derivative, which likelihoods need.
+        # not torch's fused attention, which has no forward-mode derivative, needed for likelihoods
         if self.kind == "linear":
             y = (v @ k.softmax(-1).mT) @ (q.softmax(-2) * (scale / (h * w)))
         else:
@@ -75,16 +75,22 @@ class Attention(nn.Module):
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions, each with a norm and SiLU, added to the input; the time scales and shifts the first norm.
 
-    It takes ``wide_in`` channels and an embedded time of ``time_dim`` values, and gives ``wide`` channels.
+    Args:
+        channels: Input channels.
+        out: Output channels.
+        time_dim: Length of the embedded time.
+        norm: "group" or "rms".
+        groups: Groups of the group norm.
+        dropout: Dropout probability.
     """
 
-    def __init__(self, wide_in: int, wide: int, time_dim: int, norm: str, groups: int, dropout: float):
+    def __init__(self, channels: int, out: int, time_dim: int, norm: str, groups: int, dropout: float):
         super().__init__()
         self.dropout = dropout
-        self.time = nn.Linear(time_dim, 2 * wide)
-        self.conv1, self.conv2 = nn.Conv2d(wide_in, wide, 3, padding=1), nn.Conv2d(wide, wide, 3, padding=1)
-        self.norm1, self.norm2 = (nn.GroupNorm(groups, wide) if norm == "group" else RMSNorm(wide) for _ in range(2))
-        self.skip = nn.Conv2d(wide_in, wide, 1) if wide_in != wide else nn.Identity()
+        self.time = nn.Linear(time_dim, 2 * out)
+        self.conv1, self.conv2 = nn.Conv2d(channels, out, 3, padding=1), nn.Conv2d(out, out, 3, padding=1)
+        self.norm1, self.norm2 = (nn.GroupNorm(groups, out) if norm == "group" else RMSNorm(out) for _ in range(2))
+        self.skip = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         scale, shift = self.time(time)[:, :, None, None].chunk(2, 1)
@@ -94,43 +100,36 @@ class ResidualBlock(nn.Module):
         return F.silu(self.norm2(self.conv2(h))) + self.skip(x)
 
 
-class _Level(nn.Module):
-    """Residual blocks, attention, and the step to the next level."""
-
-    def __init__(self, blocks: list[nn.Module], attention: nn.Module, move: nn.Module):
-        super().__init__()
-        self.blocks, self.attention, self.move = nn.ModuleList(blocks), attention, move
-
-
 class UNet(ImageModule):
     """U-Net of an image and a time.
 
-    The defaults are the released setting. Weights start as torch's own layers do, the last one too; DDPM's original
-    code starts the last layer at zero, which is ``zero_last``.
+    The defaults are the released setting. All weights have torch's default initialisation, those of the last layer too;
+    DDPM's original code initialises the last layer to zero, as ``zero_last`` does.
 
     Args:
         dim: Channels of the finest level; even, since the embedded time has as many sines as cosines.
         dim_mults: Channels of each level in units of ``dim``; each level but the first halves the image.
-        channels: Of the images.
-        blocks: Residual blocks a level and direction.
-        attention: "linear", "full" or None, one for all levels or one a level, finest first.
-        middle: Likewise, between the way down and the way up.
+        channels: Channels of the images.
+        blocks: Residual blocks of each level, in the encoder and in the decoder.
+        attention: "linear", "full" or None, one for all levels or one for each, finest first.
+        middle: Likewise, between encoder and decoder.
         heads: Heads of each attention.
         head_dim: Channels of each head.
         norm: "group" or "rms" in the residual blocks.
-        groups: Groups of the group norm; must divide every level's channels.
-        dropout: Share of values dropped within the residual blocks, in training.
-        clock: What :meth:`time_of` makes of a time.
-        time_scale: Factor on the time before its sines are taken; a network of a short block may want a large one.
-        pad: Whether images whose sides the levels do not halve evenly get a rim of zeros; else they are refused.
-        zero_last: Whether the last layer starts at zero.
-        channels_last: Whether weights and work are laid out channels last; not faster on a CPU.
-        seed: The weights depend on it alone; or a generator, which is advanced.
-        dtype: Of the parameters.
-        device: Of the parameters.
+        groups: Groups of the group norm; must divide the channels of every level.
+        dropout: Dropout probability in the residual blocks.
+        time_input: The scalar that represents the time, one of :data:`psmlib.nets.time_inputs.TIME_INPUTS`.
+        time_scale: Factor on the time input before its sines are taken; useful for a network of a short block.
+        pad: Whether images whose height or width is not divisible by 2 ** (levels - 1) are padded with zeros; else they
+            are refused.
+        zero_last: Whether the last layer is initialised to zero.
+        channels_last: Whether weights and activations have the memory format channels last; not faster on a CPU.
+        seed: Seed of the weights, or a generator, which is advanced.
+        dtype: Dtype of the parameters.
+        device: Device of the parameters.
 
     Raises:
-        ValueError: for settings that do not fit together.
+        ValueError: for settings that are out of range or contradict each other.
 
     Example:
         >>> net = UNet(dim=8, dim_mults=(1, 2), channels=1, groups=4)
@@ -142,7 +141,7 @@ class UNet(ImageModule):
         self, dim: int = 64, dim_mults: Sequence[int] = (1, 2, 4, 8), channels: int = 3, *, blocks: int = 2,
         attention: str | None | Sequence[str | None] = "linear", middle: str | None = "full",
         heads: int = 4, head_dim: int = 32, norm: str = "group", groups: int = 8, dropout: float = 0.0,
-        clock: str = "log_snr", time_scale: float = 1.0, pad: bool = True, zero_last: bool = False,
+        time_input: str = "log_snr", time_scale: float = 1.0, pad: bool = True, zero_last: bool = False,
         channels_last: bool = False, seed: int | torch.Generator = 0,
         dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
     ):  # fmt: skip
@@ -150,50 +149,52 @@ class UNet(ImageModule):
         settings = {**arguments(locals()), "dim_mults": tuple(dim_mults), "attention": kinds}
         super().__init__(channels, len(dim_mults), pad)
         self.settings = settings
-        self.clock, self.time_scale, self.dim = clock, time_scale, dim
+        self.time_input, self.time_scale, self.dim = time_input, time_scale, dim
         self._check_settings()
         time_dim, widths = 4 * dim, [dim, *(dim * m for m in dim_mults)]
         pairs = list(zip(widths, widths[1:], strict=False))
 
-        def block(wide_in: int, wide: int) -> ResidualBlock:
-            return ResidualBlock(wide_in, wide, time_dim, norm, groups, dropout)
+        def block(channels: int, out: int) -> ResidualBlock:
+            return ResidualBlock(channels, out, time_dim, norm, groups, dropout)
 
-        def attend(wide: int, kind: str | None) -> nn.Module:
-            return nn.Identity() if kind is None else Attention(wide, kind, heads, head_dim)
+        def attend(channels: int, kind: str | None) -> nn.Module:
+            return nn.Identity() if kind is None else Attention(channels, kind, heads, head_dim)
 
-        with torch.device("meta"):  # leaves torch's global generator alone
+        def level_of(parts: list[nn.Module], attention: nn.Module, move: nn.Module) -> nn.ModuleDict:
+            return nn.ModuleDict({"blocks": nn.ModuleList(parts), "attention": attention, "move": move})
+
+        with torch.device("meta"):  # no storage, and no draws from torch's global generator
             self.first = nn.Conv2d(channels, dim, 7, padding=3)
             self.time = nn.Sequential(nn.Linear(dim, time_dim), nn.GELU(), nn.Linear(time_dim, time_dim), nn.SiLU())
             self.down, self.up = nn.ModuleList(), nn.ModuleList()
             for level, ((a, b), kind) in enumerate(zip(pairs, kinds, strict=True)):
                 coarsest = level == len(pairs) - 1
-                # 2x2 at stride 2 is the same map as pixels unshuffled into channels and mixed
+                # a 2x2 convolution at stride 2 is the same map as pixel unshuffle and a 1x1 convolution
                 move = nn.Conv2d(a, b, 3, padding=1) if coarsest else nn.Conv2d(a, b, 2, stride=2)
-                self.down.append(_Level([block(a, a) for _ in range(blocks)], attend(a, kind), move))
+                self.down.append(level_of([block(a, a) for _ in range(blocks)], attend(a, kind), move))
             self.middle = nn.ModuleList([block(b, b), attend(b, middle), block(b, b)])
             for level, ((a, b), kind) in reversed(list(enumerate(zip(pairs, kinds, strict=True)))):
                 move = nn.Conv2d(b, a, 3, padding=1)
                 if level:
                     move = nn.Sequential(nn.Upsample(scale_factor=2), move)
-                self.up.append(_Level([block(a + b, b) for _ in range(blocks)], attend(b, kind), move))
+                self.up.append(level_of([block(a + b, b) for _ in range(blocks)], attend(b, kind), move))
             self.final = block(2 * dim, dim)
             self.last = nn.Conv2d(dim, channels, 1)
-        self._start(seed, dtype, device, zero_last, channels_last)
+        self._initialise(seed, dtype, device, zero_last, channels_last)
 
     def _check_settings(self) -> None:
-        """Refuses settings that do not fit together."""
+        """Raises ValueError for settings that are out of range or contradict each other."""
         s, kinds = self.settings, self.settings["attention"]
         for name in ("dim", "channels", "blocks", "heads", "head_dim", "groups"):
-            if not isinstance(s[name], int) or s[name] < 1:
-                raise ValueError(f"UNet's {name} must be a positive whole number, got {s[name]!r}")
+            check_count(f"UNet's {name}", s[name])
         if not s["dim_mults"] or not all(isinstance(m, int) and m > 0 for m in s["dim_mults"]):
             raise ValueError(f"UNet's dim_mults must be positive whole numbers, one a level, got {s['dim_mults']}")
         if s["dim"] % 2 or s["dim"] < 4:
             raise ValueError(f"UNet's dim must be an even number of at least 4, for the time's sines, got {s['dim']}")
-        for name, known in (("norm", NORMS), ("clock", CLOCKS), ("middle", KINDS), ("attention", KINDS)):
-            for found in kinds if name == "attention" else [s[name]]:
-                if found not in known:
-                    raise ValueError(f"unknown {name} {found!r}: use one of {', '.join(map(str, known))}")
+        check_choice("norm", s["norm"], NORMS)
+        check_choice("time_input", s["time_input"], TIME_INPUTS)
+        for name, kind in (("middle", s["middle"]), *(("attention", kind) for kind in kinds)):
+            check_choice(name, kind, KINDS)
         if len(kinds) != len(s["dim_mults"]):
             raise ValueError(f"attention names {len(kinds)} levels but dim_mults has {len(s['dim_mults'])}")
         if s["norm"] == "group" and s["dim"] % s["groups"]:
@@ -202,14 +203,14 @@ class UNet(ImageModule):
             raise ValueError(f"dropout must lie in [0, 1), got {s['dropout']!r}")
 
     def time_of(self, t: float | Tensor, process: Process) -> Tensor:
-        """The scalar for time t; see :func:`embedded_time`. Shape: that of t."""
-        return embedded_time(self.clock, t, process)
+        """The network's time input at time t, see :func:`embedded_time`. Shape: that of t."""
+        return embedded_time(self.time_input, t, process)
 
     def inputs(self, x: Tensor, t: float | Tensor, process: Process) -> tuple[Tensor, ...]:
-        """Images and the scalar that stands for the times ``t``, taken in t's own dtype before it is rounded."""
+        """Images and the time input at the times ``t``, computed in t's dtype and then rounded to that of x."""
         return x, self.time_of(as_time(t, x), process).to(x.dtype)
 
-    def _arguments(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _example_inputs(self, x: Tensor) -> tuple[Tensor, ...]:
         return x, x.new_zeros(len(x))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -217,7 +218,7 @@ class UNet(ImageModule):
 
         Args:
             x: Images. Shape: (n, C, H, W).
-            time: What :meth:`time_of` gives. Shape: (n,), or () for one time for all.
+            time: Time inputs, see :meth:`time_of`. Shape: (n,), or () for one time for all.
 
         Returns:
             Shape: (n, C, H, W).
@@ -225,7 +226,7 @@ class UNet(ImageModule):
         Raises:
             ValueError: for images or times of another shape, dtype or device than the network's.
         """
-        h, time = self.enter(x), as_time(time, x)
+        h, time = self.prepare(x), as_time(time, x)
         time = time if time.is_floating_point() else time.to(x.dtype)
         if time.dim() > 1 or (time.dim() and len(time) != len(x)):
             raise ValueError(f"UNet takes one time an image: {len(x)} images but times of shape {tuple(time.shape)}")
@@ -233,11 +234,10 @@ class UNet(ImageModule):
         h = self.first(h)
         begin, kept = h, []
         for level in self.down:
-            for i, block in enumerate(level.blocks):
+            for block in level.blocks:
                 h = block(h, e)
-                if i == len(level.blocks) - 1:
-                    h = level.attention(h)
                 kept.append(h)
+            h = kept[-1] = level.attention(h)
             h = level.move(h)
         first, attention, second = self.middle
         h = second(attention(first(h, e)), e)
@@ -245,7 +245,7 @@ class UNet(ImageModule):
             for block in level.blocks:
                 h = block(torch.cat([h, kept.pop()], 1), e)
             h = level.move(level.attention(h))
-        return self.leave(self.last(self.final(torch.cat([h, begin], 1), e)), x)
+        return self.crop(self.last(self.final(torch.cat([h, begin], 1), e)), x)
 
     def _waves(self, time: Tensor) -> Tensor:
         """Sines and cosines at frequencies from 1 to 1/10000 (Vaswani et al., 2017). Shape: (n,) -> (n, dim)."""
@@ -259,9 +259,9 @@ def small(channels: int = 1, dim: int = 16, **settings) -> UNet:
     """A U-Net of two levels for 8x8 digits.
 
     Args:
-        channels: Of the images.
+        channels: Channels of the images.
         dim: Channels of the finer level, a multiple of 8.
-        settings: As of :class:`UNet`.
+        settings: Other arguments of :class:`UNet`.
 
     Example:
         >>> small().parameter_count

@@ -35,10 +35,8 @@ def draw_times(recipe: Recipe, k: int, updates: int, generator: torch.Generator)
     low, high = recipe.partition.bounds(k)
     if recipe.partition.discrete:
         return torch.full((updates * recipe.batch_size,), high, dtype=torch.float64), None
-    u = torch.rand(
-        recipe.times.numbers, updates, recipe.batch_size, generator=generator, dtype=torch.float64,
-        device=generator.device,
-    )  # fmt: skip
+    shape = recipe.times.numbers, updates, recipe.batch_size
+    u = torch.rand(shape, generator=generator, dtype=torch.float64, device=generator.device)
     t = recipe.times.draw(u, low, high)
     weight = recipe.times.weight(t, low, high)
     return t.flatten(), None if weight is None else weight.flatten()

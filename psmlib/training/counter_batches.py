@@ -40,6 +40,9 @@ class CounterBatches:
         data: A toy, or points. Shape: (N, d).
         recipe: The training's recipe.
 
+    Attributes:
+        dim: Axes of a point, d.
+
     Example:
         >>> from psmlib.data.toys import HG
         >>> from psmlib.nets.mlp import Plain
@@ -62,12 +65,8 @@ class CounterBatches:
         bounds = [self.recipe.partition.bounds(block) for block in blocks]
         self._low, self._high = torch.tensor(bounds, dtype=torch.float64, device=device)[..., None, None].unbind(1)
         self._points = self.data.to(device, self.bank.params.dtype) if isinstance(self.data, Tensor) else self.data
+        self.dim = self._points.shape[1] if isinstance(self.data, Tensor) else self.data.dim
         self._held: tuple[slice | None, int, tuple[Tensor, ...]] = (None, 0, ())
-
-    @property
-    def dim(self) -> int:
-        """Axes of a point."""
-        return self._points.shape[1] if isinstance(self._points, Tensor) else self._points.dim
 
     def _times(self, pair: Tensor, part: slice) -> tuple[Tensor, Tensor | None]:
         """Times of the networks' blocks and their weights, or None. Shapes: (K, U, B), float64."""

@@ -33,6 +33,7 @@ class Progress:
 def guarded(
     step: Callable[[int, int], Tensor], networks: Sequence[Tensor], *, updates: int, done: int = 0, size: int = 1,
     blame: Callable[[int, float, int, int], str], save: Callable[[int], None] | None = None, save_every: int = 2000,
+    chunk: int = CHUNK,
 ) -> Iterator[Progress]:  # fmt: skip
     """Does updates chunk by chunk, yielding after each; a chunk with a loss that is not finite is undone.
 
@@ -46,6 +47,7 @@ def guarded(
         blame: The sentence of the error, from (network, loss, updates before the chunk, after it).
         save: Writes the state after so many updates.
         save_every: Updates between two calls of ``save``; the last state is always saved.
+        chunk: Updates between two looks at the losses.
 
     Raises:
         FloatingPointError: when a loss is not finite.
@@ -59,7 +61,7 @@ def guarded(
         yield Progress(done, updates, torch.full((size,), torch.nan), 0.0)
     while done < updates:
         # a chunk of random numbers is never left half used, wherever the run was stopped
-        n = min(CHUNK - done % CHUNK, updates - done)
+        n = min(chunk - done % chunk, updates - done)
         before = [tensor.clone() for tensor in networks]
         loss = step(done, n)
         if not bool(loss.isfinite().all()):
@@ -68,6 +70,6 @@ def guarded(
             bad = int((~loss.isfinite()).nonzero()[0])
             raise FloatingPointError(blame(bad, float(loss[bad]), done, done + n))
         done += n
-        if save is not None and (done % save_every < CHUNK or done == updates):
+        if save is not None and (done % save_every < chunk or done == updates):
             save(done)
         yield Progress(done, updates, loss, time.perf_counter() - began)

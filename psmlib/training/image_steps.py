@@ -21,10 +21,9 @@ from psmlib.machine.cuda_graph import Captured
 from psmlib.machine.memory import available
 from psmlib.machine.streams import stream
 from psmlib.nets.image_module import ImageModule
-from psmlib.training.batches import noised
 from psmlib.training.guarded import CHUNK
 from psmlib.training.optim import Adam
-from psmlib.training.steps import Steps, rows_of
+from psmlib.training.steps import Steps, average_in, run_tensors
 
 _GLOBAL_GENERATOR = threading.Lock()
 
@@ -57,23 +56,15 @@ class GraphSlot:
     def __init__(self, bank: ImageBank, process, x: Tensor, t: Tensor, ema: float | None, weighted: bool = False):
         one = bank.copy(**{name: rows[:1] for name, rows in bank.tensors.items()})
         self.bank, self.process, self.moments = one, process, Adam(one.params)
-        self.average = None if ema is None else one.copy()
-        self.ema = ema
-        self.x, self.t, self.target = torch.empty_like(x), torch.full_like(t, 0.5), torch.empty_like(x)
+        self.average, self.ema = None if ema is None else one.copy(), ema
+        self.x, self.t, self.target = torch.zeros_like(x), torch.full_like(t, 0.5), torch.zeros_like(x)
         self.weight = torch.ones_like(x[:, 0, 0, 0]) if weighted else None
         self.rates, self.total = one.params.new_ones(2), one.params.new_zeros(())
-        self._grad = torch.zeros_like(one.params)
-        self._net = one.network(0)
+        self._grad, self._net = torch.zeros_like(one.params), one.network(0)
         one.bind_gradients(0, self._grad[0])
         self._net.train().requires_grad_(True)
-        self.x.zero_()
-        self.target.zero_()
-        self._step = Captured(self._one, one.device, [*self._held().values(), self.total])
-
-    def _held(self) -> dict[str, Tensor]:
-        """What belongs to the network in the slot."""
-        means = {} if self.average is None else {f"average_{k}": v for k, v in self.average.tensors.items()}
-        return {**self.bank.tensors, **self.moments.state, **means}
+        self._held = run_tensors(one, self.moments, self.average)
+        self._step = Captured(self._one, one.device, [*self._held.values(), self.total])
 
     def _one(self) -> None:
         """One update."""
@@ -83,9 +74,7 @@ class GraphSlot:
             loss.backward()
         self.total += loss.detach()
         adam_step(self.bank.params, self._grad, *self.moments.state.values(), self.rates)
-        if self.average is not None:
-            self.average.params.lerp_(self.bank.params, 1 - self.ema)
-            self.average.buffers.copy_(self.bank.buffers)
+        average_in(self.average, self.bank, self.ema, slice(None))
 
     def train(
         self, bank: ImageBank, k: int, moments: Adam, average: ImageBank | None,
@@ -104,19 +93,16 @@ class GraphSlot:
         Returns:
             Its mean loss. Shape: ().
         """
-        means = {} if average is None else {f"average_{name}": v for name, v in average.tensors.items()}
-        theirs = {**bank.tensors, **moments.state, **means}
-        for name, tensor in self._held().items():
+        theirs, places = run_tensors(bank, moments, average), (self.x, self.t, self.target, self.weight, self.rates)
+        for name, tensor in self._held.items():
             tensor.copy_(theirs[name][k : k + 1])
         self.total.zero_()
-        rates = rates.to(self.rates)
-        for batch, row in zip(batches, rates, strict=True):
-            held = (self.x, self.t, self.target, self.weight, self.rates)
-            for place, given in zip(held, (*batch, row), strict=True):
+        for batch, row in zip(batches, rates.to(self.rates), strict=True):
+            for place, given in zip(places, (*batch, row), strict=True):
                 if place is not None:
                     place.copy_(given)
             self._step()
-        for name, tensor in self._held().items():
+        for name, tensor in self._held.items():
             theirs[name][k : k + 1] = tensor
         return self.total / len(rates)
 
@@ -161,15 +147,13 @@ class ImageSteps(Steps):
         one = self._alone if self.engine == "loop" else self._in_slot
         return torch.stack([one(k, moments, grad, average, done, n) for k in range(part.start, part.stop)])
 
-    def _chunk(self, k: int, done: int, n: int) -> list[tuple]:
+    def _batches(self, k: int, done: int, n: int) -> list[tuple]:
         """The batches of network k for the next n updates: noised images, times, targets, weights or None."""
-        chunk = self.draw(noised, k, done)
-        rows = rows_of(self.recipe.batch_size, done, n)
-        return [tuple(None if v is None else v[row] for v in chunk) for row in rows]
+        return list(zip(*([None] * n if v is None else v for v in self.draw(k, done, n)), strict=True))
 
     def _in_slot(self, k: int, moments: Adam, grad: Tensor, average, done: int, n: int) -> Tensor:
         """As :meth:`_alone`, in the slot of the graph."""
-        batches, recipe = self._chunk(k, done, n), self.recipe
+        batches, recipe = self._batches(k, done, n), self.recipe
         if self._slot is None:
             self._slot = GraphSlot(self.bank, recipe.process, *batches[0][:2], recipe.ema, recipe.times.weighted)
         return self._slot.train(self.bank, k, moments, average, batches, adam_rates(recipe.rate, done, n))
@@ -182,7 +166,7 @@ class ImageSteps(Steps):
         total = params.new_zeros(())
         net.train().requires_grad_(True)
         try:
-            for i, (x, t, target, weight) in enumerate(self._chunk(k, done, n)):
+            for i, (x, t, target, weight) in enumerate(self._batches(k, done, n)):
                 grads.zero_()
                 with torch.enable_grad():
                     said = self._call(net, net.inputs(x, t, self.recipe.process), k, done + i)
@@ -190,7 +174,7 @@ class ImageSteps(Steps):
                     loss.backward()
                 total += loss.detach()
                 moments.step(params, grads, lr=rate(done + i), count=done + i + 1)
-                self.average_in(average, part)
+                average_in(average, self.bank, self.recipe.ema, part)
         finally:  # whatever stopped the run, the network must not be left in training mode, nor hold on to ``grad``
             net.eval().requires_grad_(False).zero_grad()
         return total / n

@@ -26,9 +26,9 @@ from psmlib.process import Process
 from psmlib.training.guarded import Progress, guarded
 from psmlib.training.image_steps import ImageSteps
 from psmlib.training.mlp_steps import MLPSteps
-from psmlib.training.optim import OPTIMISERS, Adam
+from psmlib.training.optim import OPTIMISERS
 from psmlib.training.recipe import Recipe
-from psmlib.training.steps import Steps
+from psmlib.training.steps import Steps, run_tensors
 
 STEPS: dict[type, type[Steps]] = {Bank: MLPSteps, ImageBank: ImageSteps}
 """Which class trains which bank."""
@@ -98,14 +98,14 @@ def fit(
     if path is not None and resume and Path(path).exists():
         tensors, found = checkpoint.load(path, about)
         done = found["done"]
-        for name, tensor in _everything(bank, moments, average).items():
+        for name, tensor in run_tensors(bank, moments, average).items():
             tensor.copy_(tensors[name])
         del tensors  # as much as the networks and their moments, for the rest of the run
     grad, K = torch.empty_like(bank.params), len(bank)
     networks = [tensor for held in (bank, average) if held is not None for tensor in held.tensors.values()]
 
     def save(done: int) -> None:
-        checkpoint.save(path, _everything(bank, moments, average), {**about, "done": done})
+        checkpoint.save(path, run_tensors(bank, moments, average), {**about, "done": done})
 
     def blame(k: int, loss: float, done: int, end: int) -> str:
         block = bank.first + k
@@ -131,9 +131,3 @@ def fit(
             save=None if path is None else save, save_every=save_every,
         ):  # fmt: skip
             yield BankProgress(**vars(progress), bank=bank, average=average)
-
-
-def _everything(bank: NetworkStack, moments: Adam, average: NetworkStack | None) -> dict[str, Tensor]:
-    """All tensors that a run goes on from, by their names in a checkpoint."""
-    means = {} if average is None else {f"average_{name}": tensor for name, tensor in average.tensors.items()}
-    return {**bank.tensors, **moments.state, **means}

@@ -20,11 +20,11 @@ from psmlib.bank.mlp_bank import Bank
 from psmlib.kernels import fused_updates
 from psmlib.kernels.bank_mlp import BankMLP
 from psmlib.kernels.bank_updates import BankUpdates, adam_rates
-from psmlib.training.batches import mlp_batch, noised
+from psmlib.training.batches import mlp_batch
 from psmlib.training.counter_batches import CounterBatches, from_words
 from psmlib.training.guarded import CHUNK
 from psmlib.training.optim import Adam
-from psmlib.training.steps import Steps
+from psmlib.training.steps import Steps, average_in
 
 TOGETHER = {"products": BankUpdates, "fused": fused_updates.FusedUpdates}
 """Engines that step all networks at once."""
@@ -53,6 +53,7 @@ class MLPSteps(Steps):
         self._kind = TOGETHER.get(self.engine) if isinstance(self.engine, str) else self.engine
         if self.recipe.times.weighted and self._kind is not None and not self._kind.weighs:
             raise ValueError(f'{self._kind.__name__} takes no weights of times: use engine="products"')
+        self.together = self._kind is not None
         self._updates: BankUpdates | None = None
         self._counter = CounterBatches(self.bank, self.data, self.recipe) if from_words(self.data) else None
 
@@ -62,10 +63,6 @@ class MLPSteps(Steps):
             return "loop"
         fused = fused_updates.triton is not None and self.bank.device.type == "cuda" and not self.recipe.times.weighted
         return "fused" if fused and fused_updates.fits(self.bank.widths, self.bank.params.dtype) else "products"
-
-    @property
-    def together(self) -> bool:
-        return self._kind is not None
 
     def planned(self, networks: int) -> int:
         widths, size = self.bank.widths, self.bank.params.element_size()
@@ -80,14 +77,19 @@ class MLPSteps(Steps):
     def run(self, part: slice, moments: Adam, grad: Tensor, average: Bank | None, done: int, n: int) -> Tensor:
         inputs, targets, weights = self.batches(part, done, n)
         if self.together and type(moments) is Adam:
-            updates = self._updates_of(part, moments, average)
-            return updates.run(inputs, targets, adam_rates(self.recipe.rate, done, n), weights)
+            if self._updates is None:  # kept, for it may have recorded its steps
+                mean, square = moments.part(part).state.values()
+                self._updates = self._kind(
+                    self.bank.widths, self.bank.params[part], mean, square, batch=self.recipe.batch_size,
+                    average=None if average is None else average.params[part], ema=self.recipe.ema or 0.0,
+                )  # fmt: skip
+            return self._updates.run(inputs, targets, adam_rates(self.recipe.rate, done, n), weights)
         params, grads, moments, rate = self.bank.params[part], grad[part], moments.part(part), self.recipe.rate
         work, total = BankMLP(self.bank.widths, inputs[0]), params.new_zeros(len(params))
         for i in range(n):
             total += work.gradient(params, inputs[i], targets[i], grads, None if weights is None else weights[i])
             moments.step(params, grads, lr=rate(done + i), count=done + i + 1)
-            self.average_in(average, part)
+            average_in(average, self.bank, self.recipe.ema, part)
         return total / n
 
     def batches(self, part: slice, done: int, n: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -97,23 +99,9 @@ class MLPSteps(Steps):
         """
         if self._counter is not None:
             return self._counter.take(part, done, n)
-        mine, out = slice(done % CHUNK, done % CHUNK + n), []
+        out = []
         for k in range(part.start, part.stop):
-            x, t, target, weight = self.draw(noised, k, done)
-            out.append((*mlp_batch(self.bank, x, t, target, self.recipe.process), weight))
-        shape = CHUNK, self.recipe.batch_size
-        return tuple(
-            None if each[0] is None else torch.stack([v.unflatten(0, shape)[mine] for v in each], 1)
-            for each in zip(*out, strict=True)
-        )
-
-    def _updates_of(self, part: slice, moments: Adam, average: Bank | None) -> BankUpdates:
-        """The engine at work on some networks; kept, for it may have recorded its steps."""
-        if self._updates is None:
-            state = moments.part(part).state
-            self._updates = self._kind(
-                self.bank.widths, self.bank.params[part], state["mean"], state["square"],
-                batch=self.recipe.batch_size, average=None if average is None else average.params[part],
-                ema=self.recipe.ema or 0.0,
-            )  # fmt: skip
-        return self._updates
+            *flat, weight = self.draw(k, done, n)
+            made = mlp_batch(self.bank, *(v.flatten(0, 1) for v in flat), self.recipe.process)
+            out.append((*(v.unflatten(0, (n, -1)) for v in made), weight))
+        return tuple(None if each[0] is None else torch.stack(each, 1) for each in zip(*out, strict=True))

@@ -73,11 +73,9 @@ class Soap(Adam):
         scale = root_scale / (1 - self.beta1**count)  # both bias corrections at once
         for i, (a, b) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
             size = (a + 1) * b
-            cut = [
-                v[:, at : at + size].unflatten(1, (a + 1, b)) for v in (grad, self.state["mean"], self.state["square"])
-            ]
-            step = self._turn(i, *cut, count, self.eps * root_scale)
-            params[:, at : at + size].unflatten(1, (a + 1, b)).add_(step, alpha=-lr * scale)
+            flat = (params, grad, self.state["mean"], self.state["square"])
+            layer, *cut = (v[:, at : at + size].unflatten(1, (a + 1, b)) for v in flat)
+            layer.add_(self._turn(i, *cut, count, self.eps * root_scale), alpha=-lr * scale)
             at += size
 
     def _turn(self, i: int, grad: Tensor, mean: Tensor, square: Tensor, count: int, eps: float) -> Tensor:

@@ -88,19 +88,15 @@ class Recipe:
 
     def check(self, bank) -> None:
         """Raises ValueError unless the bank's networks can be trained so."""
-        if bank.whole != len(self.partition):
-            raise ValueError(
-                f"the bank holds {bank.whole} networks but {self.partition!r} has {len(self.partition)} blocks"
-            )
+        if bank.whole != (blocks := len(self.partition)):
+            raise ValueError(f"the bank holds {bank.whole} networks but {self.partition!r} has {blocks} blocks")
         if self.objective.native != bank.native:
             raise ValueError(
                 f"{type(self.objective).__name__} trains {self.objective.native!r} but the bank predicts "
                 f"{bank.native!r}: make it with {type(bank).__name__}(..., native={self.objective.native!r})"
             )
         if self.optimiser == "soap" and not bank.widths:
-            raise ValueError(
-                'SOAP works on the matrices of an MLP\'s layers: train image networks with optimiser="adam"'
-            )
+            raise ValueError('SOAP works on the matrices of MLPs: train image networks with optimiser="adam"')
 
     @property
     def rate(self) -> Callable[[int], float]:

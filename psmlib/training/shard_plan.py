@@ -44,11 +44,9 @@ class Plan:
         lengths = [len(group) for group in self.groups]
         if not lengths:
             return f"0 of {self.size} networks to train"
-        return (
-            f"{sum(lengths)} of {self.size} networks to train, in {len(lengths)} "
-            f"group{'s' * (len(lengths) > 1)} of at most {max(lengths)}: they need up to {gib(max(self.needed))} "
-            f"of the {gib(self.budget)} allowed on {self.device}"
-        )
+        groups = f"{len(lengths)} group{'s' * (len(lengths) > 1)} of at most {max(lengths)}"
+        need = f"they need up to {gib(max(self.needed))} of the {gib(self.budget)} allowed on {self.device}"
+        return f"{sum(lengths)} of {self.size} networks to train, in {groups}: {need}"
 
 
 def gib(size: float) -> str:

@@ -115,28 +115,28 @@ def joined(folder: str | Path) -> tuple[Bank, Bank | None] | tuple[ImageBank, Im
         raise ValueError(f"{folder} holds no finished group of a bank: train with fit_sharded first")
     name = json.loads((folder / "run.json").read_text(encoding="utf-8"))["kind"]
     kind = next(kind for kind in STEPS if kind.__name__ == name)
-    whole = (kind.joined(kind.load(path)[0] for path in paths) if paths else None for paths in parts.values())
-    return tuple(whole)
+    return tuple(kind.joined(kind.load(path)[0] for path in paths) if paths else None for paths in parts.values())
 
 
 def _begin(
     make: Make, run: tuple, folder: Path, budget: float | None, join: bool, settings: dict
 ) -> tuple[Plan, list[range]]:
     """Looks at everything that can be refused before training; returns what to train and what is finished."""
-    one = make(range(1))
-    made_by = _made_by(one, run, settings)
+    one, (data, process, partition) = make(range(1)), run
+    recipe, _ = Recipe.of(one, process, partition, settings)
+    own = {"kind": type(one).__name__, "networks": one.whole, "native": one.native, "start": one.seed}
+    made_by = {**recipe.describe(one, data), **own, "updates": recipe.updates}  # as the folder remembers the run
     _check_folder(folder, made_by)
     finished, begun = _groups(folder, one.whole)
     found, needed = plan(make, *run, budget=budget, rest=_gaps(one.whole, finished + begun), **settings), []
     for group in begun:
         needed.append(predicted(make, len(group), *run, **settings))
         if needed[-1] > found.budget:
-            raise MemoryError(
-                f"{_path(folder, 'running', group)} was begun with {len(group)} networks, which need about "
-                f"{gib(needed[-1])}, but {gib(found.budget)} are allowed: allow more, or delete it to begin anew"
-            )
+            begun_with = f"{_path(folder, 'running', group)} was begun with {len(group)} networks"
+            limits = f"which need about {gib(needed[-1])}, but {gib(found.budget)} are allowed"
+            raise MemoryError(f"{begun_with}, {limits}: allow more, or delete it to begin anew")
     if join:  # all parts and the whole, beside the other of networks and average
-        size = (2 + (settings.get("ema") is not None)) * one.whole * sum(t.nbytes for t in one.tensors.values())
+        size = (2 + (recipe.ema is not None)) * one.whole * sum(t.nbytes for t in one.tensors.values())
         check_memory(size, "cpu", f"joining {one.whole} networks at the end (join=True)")
     write_atomic(folder / "run.json", json.dumps(made_by, indent=1) + "\n")
     return Plan(one.whole, (*begun, *found.groups), (*needed, *found.needed), found.budget, found.device), finished
@@ -153,14 +153,6 @@ def _train(make: Make, group: range, run: tuple, folder: Path, settings: dict, f
         state.average.save(_path(folder, "average", group))
     bank.save(_path(folder, "networks", group))  # last, for it says that the group is finished
     path.unlink()
-
-
-def _made_by(one: NetworkStack, run: tuple, settings: dict) -> dict:
-    """What tells a run from others, as its folder remembers it."""
-    data, process, partition = run
-    recipe, _ = Recipe.of(one, process, partition, settings)
-    own = {"kind": type(one).__name__, "networks": one.whole, "native": one.native, "start": one.seed}
-    return {**recipe.describe(one, data), **own, "updates": recipe.updates}
 
 
 def _check_folder(folder: Path, made_by: dict) -> None:
@@ -194,6 +186,6 @@ def _groups(folder: Path, size: int) -> tuple[list[range], list[range]]:
 
 def _gaps(size: int, taken: list[range]) -> list[range]:
     """The groups of 0..size that are not taken."""
-    ends = sorted(((group.start, group.stop) for group in taken), key=lambda pair: pair[0])
-    borders = zip([0, *(stop for _, stop in ends)], [*(begin for begin, _ in ends), size], strict=True)
+    taken = sorted(taken, key=lambda group: group.start)
+    borders = zip([0, *(group.stop for group in taken)], [*(group.start for group in taken), size], strict=True)
     return [range(a, b) for a, b in borders if a < b]

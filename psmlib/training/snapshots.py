@@ -89,10 +89,9 @@ def train(
         return kept
     path = None if folder is None else folder / "running.safetensors"
     before = kept.seconds.get(max(kept.seconds, default=0), 0.0)
-    run = fit(bank, data, process, partition, updates=stops[-1], path=path, resume=True, **settings)
-    for progress in run:
-        if progress.update in stops and progress.update not in kept.banks:
-            stop = progress.update
+    for progress in fit(bank, data, process, partition, updates=stops[-1], path=path, resume=True, **settings):
+        stop = progress.update
+        if stop in stops and stop not in kept.banks:
             kept.banks[stop] = (progress.average or progress.bank).copy()
             kept.seconds[stop] = before + progress.seconds
             kept.losses[stop] = progress.loss.tolist()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from psmlib.bank.stack import NetworkStack
+from psmlib.machine.checks import check_choice
 from psmlib.machine.memory import check_memory
 from psmlib.machine.streams import stream
+from psmlib.training.batches import noised
 from psmlib.training.guarded import CHUNK
 from psmlib.training.optim import OPTIMISERS, Adam
 from psmlib.training.recipe import Recipe
@@ -21,7 +22,7 @@ class Steps:
     """Updates of a bank's networks; the base of one class for each kind of bank.
 
     A bank's *engine* is how its networks share a device: "loop" trains one after another, each in the cache while its
-    turn lasts; others are named by the subclasses.
+    turn lasts; others are named by the subclasses, whose ``_default_engine()`` is what suits the device.
 
     Args:
         bank: The networks; changed in place.
@@ -38,25 +39,15 @@ class Steps:
     recipe: Recipe
     engine: str | type = "auto"
 
-    engines: ClassVar[tuple[str, ...]] = ("loop",)
+    engines: ClassVar[tuple[str, ...]]
+    together = False
+    """Whether the engine is handed all networks at once."""
 
     def __post_init__(self):
-        self.engine = self._default_engine() if self.engine == "auto" else self.engine
-        if isinstance(self.engine, str) and self.engine not in self.engines:
-            kind = type(self.bank).__name__
-            raise ValueError(f"unknown engine {self.engine!r} for a {kind}: use one of auto, {', '.join(self.engines)}")
-
-    def _default_engine(self) -> str:
-        return "loop"
-
-    @property
-    def together(self) -> bool:
-        """Whether the engine is handed all networks at once."""
-        return False
-
-    def concurrent(self, networks: int) -> int:
-        """How many of so many networks are at work at the same time."""
-        return networks if self.together else 1
+        if self.engine == "auto":
+            self.engine = self._default_engine()
+        if isinstance(self.engine, str):
+            check_choice("engine", self.engine, ("auto", *self.engines), of=f"a {type(self.bank).__name__}")
 
     def planned(self, networks: int) -> int:
         """Bytes for the work of so many networks at once."""
@@ -67,30 +58,28 @@ class Steps:
 
         Gradients, the optimiser's moments, a moving average, the copy to go back to, and the work of the steps.
         """
-        row, moving = self.bank.params[:1].nbytes, self.recipe.ema is not None
         params = self.bank.params.new_empty(networks, self.bank.params.shape[1], device="meta")
         moments = OPTIMISERS[self.recipe.optimiser](params, self.bank.widths).state.values()
-        work = self.planned(self.concurrent(networks)) * (1 if self.together else max(1, workers))
-        return networks * row * (2 + 2 * moving) + sum(tensor.nbytes for tensor in moments) + work
+        work = self.planned(networks) if self.together else self.planned(1) * max(1, workers)
+        return params.nbytes * (2 if self.recipe.ema is None else 4) + sum(tensor.nbytes for tensor in moments) + work
 
     def check_memory(self, workers: int) -> None:
         """Raises MemoryError when training the bank would not fit its device."""
-        K = len(self.bank)
-        what = f"training {K} networks at batch {self.recipe.batch_size}"
-        check_memory(self.needed(K, workers), self.bank.device, what)
+        what = f"training {len(self.bank)} networks at batch {self.recipe.batch_size}"
+        check_memory(self.needed(len(self.bank), workers), self.bank.device, what)
 
-    def draw(self, make: Callable, k: int, done: int) -> tuple:
-        """A chunk of batches for network k: its stream belongs to the chunk, so resuming needs no state of it."""
-        block = self.bank.first + k
+    def draw(self, k: int, done: int, n: int) -> list[Tensor | None]:
+        """The batches of network k for its next n updates: noised points, times, targets, and weights or None.
+
+        A stream belongs to a chunk, which is drawn whole, so that resuming needs no state of it.
+
+        Returns:
+            Shapes: (n, B, *shape), (n, B), (n, B, *shape), (n, B).
+        """
+        block, mine = self.bank.first + k, slice(done % CHUNK, done % CHUNK + n)
         generator = stream(self.recipe.seed, block, 1, done // CHUNK)
-        return make(self.bank, self.data, self.recipe, block, CHUNK, generator)
-
-    def average_in(self, average: NetworkStack | None, part: slice) -> None:
-        """Lets the moving average follow by one step; running statistics are means already and are copied."""
-        if average is not None:
-            for name, tensor in average.tensors.items():
-                weight = 1 - self.recipe.ema if name == "params" else 1.0
-                tensor[part].lerp_(self.bank.tensors[name][part], weight)
+        chunk = noised(self.bank, self.data, self.recipe, block, CHUNK, generator)
+        return [None if v is None else v.unflatten(0, (CHUNK, -1))[mine] for v in chunk]
 
     def run(self, part: slice, moments: Adam, grad: Tensor, average: NetworkStack | None, done: int, n: int) -> Tensor:
         """Does n updates for some networks.
@@ -109,12 +98,14 @@ class Steps:
         raise TypeError(f"{type(self).__name__} does not define run(part, ...)")
 
 
-def rows_of(batch_size: int, done: int, n: int) -> list[slice]:
-    """Where the batches of n updates lie in a chunk's rows.
+def average_in(average: NetworkStack | None, bank: NetworkStack, decay: float | None, part: slice) -> None:
+    """Lets a moving average follow the bank by one step; running statistics are means already and are copied."""
+    if average is not None:
+        for name, tensor in average.tensors.items():
+            tensor[part].lerp_(bank.tensors[name][part], 1 - decay if name == "params" else 1.0)
 
-    Example:
-        >>> rows_of(8, 50, 2)
-        [slice(0, 8, None), slice(8, 16, None)]
-    """
-    start = done % CHUNK
-    return [slice((start + i) * batch_size, (start + i + 1) * batch_size) for i in range(n)]
+
+def run_tensors(bank: NetworkStack, moments: Adam, average: NetworkStack | None) -> dict[str, Tensor]:
+    """All tensors that a run goes on from, by their names in a checkpoint; rows are networks."""
+    means = {} if average is None else {f"average_{name}": tensor for name, tensor in average.tensors.items()}
+    return {**bank.tensors, **moments.state, **means}

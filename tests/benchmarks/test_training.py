@@ -6,11 +6,17 @@ import torch
 
 from psmlib.bank.mlp_bank import Bank
 from psmlib.benchmarks import training
-from psmlib.benchmarks.plain import flat_gradient, sequential
+from psmlib.benchmarks.plain import sequential
 from psmlib.data.toys import load_toy
 from psmlib.kernels.bank_mlp import BankMLP
 from psmlib.nets.mlp import Plain
 from psmlib.training.optim import Adam
+
+
+def flat_gradient(net):
+    """The gradients of a plain network in the order in which a bank keeps its parameters. Shape: (P,)."""
+    linears = [module for module in net if isinstance(module, torch.nn.Linear)]
+    return torch.cat([part.flatten() for each in linears for part in (each.weight.grad.mT, each.bias.grad)])
 
 
 def test_a_plain_networks_gradient_and_adam_are_ours():

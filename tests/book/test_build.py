@@ -1,4 +1,4 @@
-"""A book built from smoke runs: nothing is missing from it, and it needs nothing from elsewhere."""
+"""A book built from smoke runs is complete and loads nothing from other hosts."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Formatting: digits that the error supports, budgets in words, and tables that no text breaks."""
+"""Formatting of figures to the digits that the error supports, of budgets, and of Markdown tables."""
 
 import pandas as pd
 import pytest

@@ -1,4 +1,4 @@
-"""Every notebook is kept plain: no outputs, one parameters cell, short code, no result typed into prose."""
+"""The form of every notebook: no outputs, one parameters cell, short code, no result typed into prose."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""Generated pages come from the paper's numbers, the results and the notebooks' metadata alone."""
+"""Generated pages, made from the papers' numbers, the results and the notebooks' metadata."""
 
 import json
 from pathlib import Path

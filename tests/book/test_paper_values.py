@@ -1,4 +1,4 @@
-"""The papers' printed numbers, held against a second transcription that was made without looking at the first."""
+"""The papers' printed numbers, compared with a second, independent transcription."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Report: what a reader sees is what was measured, in Markdown that the book can render."""
+"""Tables and sentences show the recorded figures, in Markdown that the book can render."""
 
 import math
 import re
@@ -103,7 +103,7 @@ def test_in_a_notebook_tables_are_markdown_output(monkeypatch, capsys):
     import IPython.display
 
     shown = []
-    monkeypatch.setattr(report, "_in_notebook", lambda: True)
+    monkeypatch.setattr(report, "in_notebook", lambda: True)
     monkeypatch.setattr(IPython.display, "display", shown.append)
     report.table([{"a": 1}], "x", "caption")
     assert shown[0].data.startswith(":::{table} caption\n:name: x\n") and capsys.readouterr().out == ""
@@ -204,7 +204,7 @@ def test_side_by_side_refuses_two_results_in_one_cell_and_unknown_fields(results
     results.add(**NLL | {"metric": "BPD"}, row="TY", column="SA-DPM", value=1, status="differs", dataset="TY")
     with pytest.raises(ValueError, match="SA-DPM / TY has more than one result: narrow the choice"):
         report.side_by_side(results, "1", "m", "c", rows="column", columns="dataset")
-    with pytest.raises(ValueError, match="no field 'method': use one of paper, table"):
+    with pytest.raises(ValueError, match="unknown field 'method' of results: use one of paper, table"):
         report.side_by_side(results, "1", "m", "c", rows="method")
     with pytest.raises(ValueError, match="has no rows"):
         report.side_by_side(results, "2", "m", "c")
@@ -271,21 +271,3 @@ def test_a_sentence_takes_its_numbers_from_variables(capsys):
 def test_a_sentence_refuses_typed_and_mismatched_numbers(template, numbers, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         report.sentence(template, **numbers)
-
-
-def test_glue_is_silent_outside_a_notebook_and_without_myst_nb(monkeypatch, capsys):
-    report.glue("x", 1.0)
-    monkeypatch.setattr(report, "_in_notebook", lambda: True)
-    monkeypatch.setitem(__import__("sys").modules, "myst_nb", None)
-    report.glue("x", 1.0)
-    assert capsys.readouterr().out == ""
-
-
-def test_glue_keeps_a_plain_number_under_its_name(monkeypatch):
-    import myst_nb
-
-    kept = {}
-    monkeypatch.setattr(report, "_in_notebook", lambda: True)
-    monkeypatch.setattr(myst_nb, "glue", lambda name, value, display: kept.update({name: (value, display)}))
-    report.glue("nll", torch.tensor(0.5))
-    assert kept == {"nll": (0.5, False)} and type(kept["nll"][0]) is float

@@ -1,4 +1,4 @@
-"""Results: what is kept, what is refused, and what a file says about how it came to be."""
+"""Results: what is stored, what is refused, and the provenance in the file."""
 
 import hashlib
 import json
@@ -60,11 +60,11 @@ def test_a_tensor_that_needs_gradients_and_a_whole_number_are_figures_too():
         (dict(exact=float("inf")), "exact of .* is inf"),
         (dict(n_seeds=0), "at least 1"),
         (dict(n_seeds=2.5), "whole number"),
-        (dict(status="ok"), "status of .* 'ok': use one of reproduced"),
-        (dict(paper="PSM"), "paper of .* 'PSM': use one of psm"),
+        (dict(status="ok"), "unknown status 'ok' of psm 1 / .*: use one of reproduced"),
+        (dict(paper="PSM"), "unknown paper 'PSM' of .*: use one of psm"),
         (dict(table=1), "table of a result must be text, got 1"),
         (dict(unit=None), "unit of a result must be text, got None"),
-        (dict(seeds=3), "add has no field 'seeds': use one of paper, table"),
+        (dict(seeds=3), "unknown field 'seeds' of add: use one of paper, table"),
         (dict(unit=" "), "unit of a result must be text"),
         (dict(note=None), "note of a result must be text"),
         (dict(budget=[1]), "give a dict"),
@@ -115,7 +115,7 @@ def test_a_row_takes_what_it_does_not_say_from_its_part_then_from_the_chapter():
     assert (shared["table"], shared["status"], shared["budget"]) == ("p", "reproduced", {"updates": 8})
     assert (own["table"], own["status"], own["note"], own["budget"]) == ("q", "reproduced", "its own", {})
     for make_part in (lambda: results.part(seeds=3), lambda: Results("nb", "smoke", rows=dict(seeds=3))):
-        with pytest.raises(ValueError, match="has no field 'seeds': use one of"):
+        with pytest.raises(ValueError, match="unknown field 'seeds' of (part|rows): use one of"):
             make_part()
 
 
@@ -184,7 +184,7 @@ def test_claims_are_kept_in_order_with_what_is_known_of_them(folder):
 def test_a_claim_without_words_or_with_another_verdict_is_refused(line, said):
     with pytest.raises(ValueError, match=said):
         make().claim(*line)
-    with pytest.raises(ValueError, match="claim has no field 'proof': use one of paper, section"):
+    with pytest.raises(ValueError, match="unknown field 'proof' of claim: use one of paper, section"):
         make().claim("c", "t", True, "e", proof="x")
 
 

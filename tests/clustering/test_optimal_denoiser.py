@@ -1,4 +1,4 @@
-"""Algorithm 1 on similarities whose crossings are known, and on the digits."""
+"""Algorithm 1 on similarities with known crossings, and on the digits."""
 
 import math
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Ways of cutting time: dispatch, Table 4, gradients and shares of difficulty."""
+"""Timestep clustering: choice of the method, Table 4, gradients and difficulty."""
 
 import math
 

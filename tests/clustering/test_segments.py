@@ -1,4 +1,4 @@
-"""The best cut of a row of times, against every cut there is."""
+"""The optimal division of a sequence of times, compared with all possible ones."""
 
 from itertools import combinations
 

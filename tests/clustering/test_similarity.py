@@ -1,4 +1,4 @@
-"""Similarity of two times' denoising tasks, against laws for which it is a normal probability."""
+"""The similarity of two times, compared with laws for which it is a normal probability."""
 
 import math
 
@@ -251,7 +251,7 @@ def test_curve_is_a_loop():
         ),
         (0.5, 0.0, dict(eta=-0.1), "eta must be at least 0, got -0.1"),
         (0.5, 0.0, dict(eta=math.nan), "eta must be at least 0, got nan"),
-        (0.0, 0.0, dict(eta=0.1), "times after 0, where the noise can be told: take t > 0"),
+        (0.0, 0.0, dict(eta=0.1), "times after 0, where there is noise: take t > 0"),
         (0.5, 1.0, dict(eta=0.1, reading="same point"), "the mean of the data: give mean="),
         (0.5, 0.3, dict(eta=0.1, reading="same point", mean=torch.zeros(2)), "two ends of time alone, not 0.3: use"),
     ],

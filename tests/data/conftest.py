@@ -1,4 +1,4 @@
-"""A reader's data/raw of one's own, with a registry that trusts what a test puts there."""
+"""A temporary data/raw, with a registry that takes the checksums of the files that a test writes there."""
 
 import copy
 import hashlib

@@ -1,4 +1,4 @@
-"""Files of the reader: what is missing is named, what is damaged is refused, what torchvision knows is asked for."""
+"""Files of the reader: missing ones are named, damaged ones are refused, known ones are downloaded by torchvision."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Kept arrays: made once, whole or not at all, and in memory where nothing can be written."""
+"""Cached arrays are written once and completely, or made in memory where nothing can be written."""
 
 import numpy as np
 import pytest

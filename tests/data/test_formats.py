@@ -1,4 +1,4 @@
-"""The official formats: small archives written here must come back as they went in, and as torchvision reads them."""
+"""The official formats: small archives are read as they were written, and as torchvision reads them."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""The registry of images: fixed splits, scalings, draws to train on, and the word that provenance records."""
+"""Image data sets: fixed splits, scalings, random batches, and the hash that provenance records."""
 
 import subprocess
 import sys

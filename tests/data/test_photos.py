@@ -1,4 +1,4 @@
-"""Crops of the photographs: no pixel in two splits, and what comes with scikit-learn is read right."""
+"""Crops of the photographs share no pixel between splits, and scikit-learn's images are read correctly."""
 
 import numpy as np
 import pytest

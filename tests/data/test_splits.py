@@ -1,4 +1,4 @@
-"""Shuffles that must be the same on every machine for ever."""
+"""Fixed shuffles, the same on every machine."""
 
 import hashlib
 

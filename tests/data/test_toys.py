@@ -1,4 +1,4 @@
-"""The exact toys: their constants, their samples and their densities must tell the same story."""
+"""The toys: their constants, samples and densities agree."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The table of denoising losses against closed forms and by hand."""
+"""Denoising losses compared with closed forms and with a computation by hand."""
 
 import math
 

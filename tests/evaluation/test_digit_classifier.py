@@ -1,4 +1,4 @@
-"""The classifier of digits: as accurate as it should be, the same every time, and never read from a bad file."""
+"""The classifier of digits: accuracy, reproducibility, and the stored file."""
 
 import json
 from dataclasses import replace
@@ -41,9 +41,9 @@ def counted(monkeypatch) -> list:
     """The seeds of all trainings."""
     seeds = []
 
-    def counting(data, seed, recipe):
+    def counting(data, seed, settings):
         seeds.append(seed)
-        return train(data, seed, recipe)
+        return train(data, seed, settings)
 
     monkeypatch.setattr(digit_classifier, "train", counting)
     return seeds
@@ -77,7 +77,7 @@ def test_neither_test_images_nor_test_labels_are_looked_at():
         "digits", {f"{s}{k}": getattr(DIGITS, s + k).numpy() for s in ("train", "validation") for k in ("", "_labels")}
         | {"test": np.zeros((1, 1, 8, 8), np.uint8)}, levels=17,
     )  # fmt: skip
-    assert same(train(blind, recipe=BRIEF), train(DIGITS, recipe=BRIEF))
+    assert same(train(blind, settings=BRIEF), train(DIGITS, settings=BRIEF))
 
 
 def test_the_seed_alone_decides_and_the_global_generator_stays():
@@ -123,7 +123,7 @@ def test_any_labelled_images_will_do():
     images[np.arange(60), labels] += 150  # each class has its own bright channel
     parts = {"train": images, "train_labels": labels, "test": images, "test_labels": labels}
     data = Images("stripes", parts, levels=256, cut=9)
-    net = train(data, recipe=ClassifierSettings(hidden=16, width=8, batch=10))
+    net = train(data, settings=ClassifierSettings(hidden=16, width=8, batch=10))
     assert net.features(data.test).shape == (60, 8) and net(data.test).shape == (60, 3) and accuracy(net, data) == 1
 
 
@@ -133,17 +133,17 @@ def test_images_without_labels_are_refused():
 
 
 def test_it_is_trained_once_and_read_back(output, counted):
-    first = classifier(DIGITS, recipe=BRIEF)
-    second = classifier(DIGITS, recipe=BRIEF)
+    first = classifier(DIGITS, settings=BRIEF)
+    second = classifier(DIGITS, settings=BRIEF)
     assert counted == [0] and output.is_file() and same(first, second)
     assert not second.training and not any(p.requires_grad for p in second.parameters())
     assert torch.equal(second(DIGITS.test), first(DIGITS.test))
 
 
-@pytest.mark.parametrize("stale", ["recipe", "seed", "data"])
+@pytest.mark.parametrize("stale", ["settings", "seed", "data"])
 def test_a_file_of_another_run_is_trained_anew(output, counted, stale):
-    classifier(DIGITS, recipe=BRIEF)
-    recipe = replace(BRIEF, lr=1e-3) if stale == "recipe" else BRIEF
+    classifier(DIGITS, settings=BRIEF)
+    settings = replace(BRIEF, lr=1e-3) if stale == "settings" else BRIEF
     data = DIGITS
     if stale == "seed":
         output.replace(output.with_name("digits_1.safetensors"))
@@ -152,8 +152,8 @@ def test_a_file_of_another_run_is_trained_anew(output, counted, stale):
                  for k in ("", "_labels")}  # fmt: skip
         parts["train"][0, 0, 0, 0] ^= 1
         data = Images("digits", parts, levels=17)
-    net = classifier(data, int(stale == "seed"), recipe)
-    assert len(counted) == 2 and same(net, train(data, int(stale == "seed"), recipe))
+    net = classifier(data, int(stale == "seed"), settings)
+    assert len(counted) == 2 and same(net, train(data, int(stale == "seed"), settings))
 
 
 def _flip(path):
@@ -176,15 +176,15 @@ def _foreign(path):
     "spoil", [lambda p: p.write_bytes(p.read_bytes()[:-9]), lambda p: p.write_bytes(b""), _flip, _foreign]
 )
 def test_a_damaged_file_is_trained_anew_and_written_over(output, counted, spoil):
-    first = classifier(DIGITS, recipe=BRIEF)
+    first = classifier(DIGITS, settings=BRIEF)
     spoil(output)
-    assert same(classifier(DIGITS, recipe=BRIEF), first) and counted == [0, 0]
-    assert same(classifier(DIGITS, recipe=BRIEF), first) and counted == [0, 0]
+    assert same(classifier(DIGITS, settings=BRIEF), first) and counted == [0, 0]
+    assert same(classifier(DIGITS, settings=BRIEF), first) and counted == [0, 0]
 
 
 def test_it_is_trained_each_time_where_nothing_can_be_written(output, counted, tmp_path):
     (tmp_path / "data").write_text("in the way")
-    assert same(classifier(DIGITS, recipe=BRIEF), classifier(DIGITS, recipe=BRIEF)) and counted == [0, 0]
+    assert same(classifier(DIGITS, settings=BRIEF), classifier(DIGITS, settings=BRIEF)) and counted == [0, 0]
 
 
 def test_the_layers_are_a_perceptron():

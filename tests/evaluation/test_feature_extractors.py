@@ -1,4 +1,4 @@
-"""The extractors: what torch-fidelity asks of one, and which file of weights is believed."""
+"""Feature extractors: the interface of torch-fidelity, and the check of the file of weights."""
 
 import hashlib
 import importlib
@@ -20,7 +20,6 @@ from psmlib.evaluation.feature_extractors import (
     NAME,
     DigitsExtractor,
     inception_weights,
-    register,
 )
 from psmlib.evaluation.sample_quality import sample_quality
 
@@ -60,7 +59,6 @@ def test_grey_and_rgb_agree_and_colours_are_averaged():
 
 
 def test_it_is_registered_once_however_often_it_is_imported():
-    register()
     importlib.reload(feature_extractors)
     assert list(FEATURE_EXTRACTORS_REGISTRY).count(NAME) == 1
 

@@ -1,4 +1,4 @@
-"""Likelihoods of images under a protocol, against Gaussians and discrete laws in closed form."""
+"""Likelihoods of images under a protocol, compared with Gaussians and discrete laws in closed form."""
 
 import itertools
 import math

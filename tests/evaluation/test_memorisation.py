@@ -1,4 +1,4 @@
-"""Nearest images by brute force, shares by their laws, top weights by Bayes' rule and by their calibration."""
+"""Memorisation: nearest images by brute force, proportions, and posteriors by Bayes' rule and by calibration."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,10 @@ from scipy.stats import mannwhitneyu
 
 from psmlib.data.images import Images, load
 from psmlib.evaluation import memorisation as module
-from psmlib.evaluation.memorisation import memorisation, nearest, top_weights, top_weights_along
+from psmlib.evaluation.memorisation import memorisation, nearest, top_weights
 from psmlib.exact.dequantised import DequantisedData
 from psmlib.exact.finite_set import DiffusedData
 from psmlib.process import VE, VP
-from psmlib.sampling.state import State
 
 F64 = torch.float64
 PSM = VP(0.0, 10.0)
@@ -29,7 +28,7 @@ def random_levels(n, shape=(3, 4, 4), seed=0, levels=256):
 
 @pytest.mark.parametrize("numbers", [50, 2**22])
 def test_nearest_by_brute_force(numbers, monkeypatch):
-    monkeypatch.setattr(module, "_NUMBERS", numbers)
+    monkeypatch.setattr(module, "_BLOCK_SIZE", numbers)
     x, data = random_levels(20), random_levels(40, seed=1)
     data[7] = x[3]
     want = np.sqrt(((x[:, None].astype(float) - data) ** 2).sum((2, 3, 4))) / 256
@@ -159,15 +158,9 @@ def test_the_top_weight_of_training_images_is_how_often_it_is_right(law):
     assert trained[2].mean < 0.06 and tested[2].decided == 0
 
 
-def test_along_a_trajectory():
+def test_single_precision_weights():
     data = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
-    law = DiffusedData(data, VE(0.01, 5.0))
-    states = [State(data.double() + t, t, 0) for t in (0.8, 0.3, 0.0)]
-    rows = top_weights_along(law, states)
-    assert [row.t for row in rows] == [0.8, 0.3]  # without noise no weight is known
-    for row, state in zip(rows, states, strict=False):
-        assert row.mean == pytest.approx(float(law.top_weights(state.x.float(), state.t, 1)[0].mean()), rel=1e-6)
-    single = top_weights(law, data.double(), [0.3])[0]  # in the law's own precision
+    single = top_weights(DiffusedData(data, VE(0.01, 5.0)), data.double(), [0.3])[0]  # in the law's own precision
     double = top_weights(DiffusedData(data.double(), VE(0.01, 5.0)), data, [0.3])[0]
     assert single.mean == pytest.approx(double.mean, rel=1e-4)
 
@@ -175,7 +168,7 @@ def test_along_a_trajectory():
 def test_bad_input():
     good = torch.from_numpy(random_levels(4))
     for x, match in (
-        (good.double(), r"got torch.float64 \(4, 3, 4, 4\) .* quantise the samples with images.quantise"),
+        (good.double(), r"got torch.float64 \(4, 3, 4, 4\) .* use images.quantise on the samples"),
         (good[:, :1], r"nearest compares whole levels of one shape"),
         (good[:1], "memorisation needs two samples or more for its standard errors, got 1"),
     ):

@@ -1,4 +1,4 @@
-"""The measurements behind the property table, on cases whose answers are known."""
+"""The measurements for the property table, on cases with known results."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Reference densities against counting, scipy, scikit-learn and quadrature; the Gaussian Score by differentiation."""
+"""Reference densities compared with counting, scipy, scikit-learn and quadrature; the Gaussian Score by autograd."""
 
 import math
 from collections import Counter
@@ -18,8 +18,8 @@ from psmlib.evaluation.reference_densities import (
     KernelDensity,
     Uniform,
     references,
-    seen,
-    thinned,
+    subsample,
+    training_images,
 )
 from psmlib.process import EDM, RVE, VE, VP, OTFlow, SubVP
 
@@ -145,7 +145,7 @@ def test_a_figure_on_digits_and_its_error():
     rows = {row["reference"]: row for row in references(images, draws=2, limit=200)}
     assert list(rows) == [kind.name for kind in REFERENCES]
     assert rows["uniform"]["test"] == pytest.approx(math.log2(17), abs=1e-12)
-    bits = Gaussian(images).bits_per_dim(thinned(images.test, 200), torch.Generator().manual_seed(1), 2)
+    bits = Gaussian(images).bits_per_dim(subsample(images.test, 200), torch.Generator().manual_seed(1), 2)
     assert rows["Gaussian"]["test"] == pytest.approx(float(bits.mean()), abs=1e-12)
     assert rows["Gaussian"]["test_stderr"] == pytest.approx(float(bits.std()) / 200**0.5, rel=1e-9)
     order = sorted(rows, key=lambda name: rows[name]["test"])
@@ -156,7 +156,7 @@ def test_a_figure_on_digits_and_its_error():
 
 def test_mirror_images_are_training_images():
     images, plain = toy((1, 2, 3), flip=True), toy((1, 2, 3))
-    assert len(seen(images)) == 120 and torch.equal(seen(images)[60:], plain.train.flip(-1))
+    assert len(training_images(images)) == 120 and torch.equal(training_images(images)[60:], plain.train.flip(-1))
     x = unit_points(images)
     for kind in REFERENCES:
         reference = kind(images)
@@ -174,5 +174,5 @@ def test_single_precision_and_flat_points():
 
 
 def test_thinning():
-    assert thinned(torch.arange(10), 4).tolist() == [0, 3, 6, 9]
-    assert thinned(torch.arange(3), 4).tolist() == [0, 1, 2]
+    assert subsample(torch.arange(10), 4).tolist() == [0, 3, 6, 9]
+    assert subsample(torch.arange(3), 4).tolist() == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""Sample quality: every figure against a formula of its own, and what may not change it."""
+"""Sample quality: each metric compared with an independent formula, and its invariances."""
 
 import hashlib
 import random
@@ -14,7 +14,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from psmlib.data.images import load
 from psmlib.evaluation import feature_extractors
 from psmlib.evaluation.digit_classifier import to_bytes
-from psmlib.evaluation.feature_extractors import EXTRACTORS, METRICS, NAME, DigitsExtractor
+from psmlib.evaluation.feature_extractors import METRICS, NAME, DigitsExtractor
 from psmlib.evaluation.sample_quality import SampleQuality, floor, sample_quality
 
 DIGITS = load("digits")
@@ -129,7 +129,8 @@ def test_inception_score_is_its_formula_and_lies_between_one_and_ten(monkeypatch
     assert figure(TRAIN, TEST, "is") == pytest.approx(truth, rel=1e-9) and 9 < truth < 10
     assert 1 <= figure(noisy(100, 30, 0), TEST, "is") < truth
     # a mean over parts, as for Inception-v3, in each of which the classes are less even
-    monkeypatch.setitem(EXTRACTORS, "digits", replace(EXTRACTORS["digits"], splits=10))
+    known = feature_extractors.EXTRACTORS
+    monkeypatch.setitem(known, "digits", replace(known["digits"], splits=10))
     assert 0.99 * truth < figure(TRAIN, TEST, "is") < truth
 
 
@@ -198,7 +199,7 @@ def test_the_spread_of_a_floor_makes_good_for_a_finite_pool():
 
 
 def test_the_spread_of_disjoint_parts_is_that_of_the_draws(monkeypatch):
-    monkeypatch.setattr("psmlib.evaluation.sample_quality._figures", lambda *_: {"fd": np.array([values.pop()])})
+    monkeypatch.setattr("psmlib.evaluation.sample_quality._metrics", lambda *_: {"fd": np.array([values.pop()])})
     values = [3.0, 1.0]
     found = floor(TRAIN[:40], 20, metrics="fd", repeats=2)
     assert found.value["fd"] == 2 and found.stderr["fd"] == pytest.approx(2**0.5)

@@ -1,4 +1,4 @@
-"""Measuring against the exact answer."""
+"""NLL and excess loss on toys, for scores with known results."""
 
 import math
 

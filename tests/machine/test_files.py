@@ -1,4 +1,4 @@
-"""Files that are never half written."""
+"""Atomic writing of files."""
 
 from psmlib.machine.files import write_atomic
 

@@ -1,4 +1,4 @@
-"""Runs that would not fit are refused in one sentence, at nine tenths of what is free."""
+"""Available memory, and the check before a run that may not fit."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Jobs in processes."""
+"""Jobs in parallel processes."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Bars pass everything on and leave nothing behind, in a terminal, a file, a notebook and a batch run."""
+"""Progress bars: all items pass, and nothing remains in a terminal, a file, a notebook or a batch run."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""Provenance: the source hash, and what git says of the tree."""
+"""Provenance: the source hash and the state of the git repository."""
 
 import json
 import os

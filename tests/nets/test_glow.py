@@ -1,4 +1,4 @@
-"""Glow as a whole: exact inverse, exact volume, a density that sums to one, and learning a known law."""
+"""Glow: inverse, log determinant, normalisation of the density, and training on a known law."""
 
 import math
 
@@ -98,7 +98,7 @@ def test_temperature_scales_the_latents():
 @torch.no_grad()
 def test_the_start_leaves_every_actnorm_with_mean_zero_and_unit_variance_per_channel():
     flow, x, seen = Glow((1, 8, 8), dtype=F64), 5 + 3 * images(200, (1, 8, 8)).cumsum(2), []
-    flow.start(x)
+    flow.initialise(x)
     for layer in flow.modules():
         if isinstance(layer, ActNorm):
             layer.register_forward_hook(lambda layer, args, out: seen.append(out[0]))
@@ -141,7 +141,7 @@ def test_training_on_gaussian_images_comes_near_their_entropy():
     apart = 8 * math.log(2 * math.pi * math.e) + 0.5 * float((mix @ mix.T).diagonal().log().sum())
     draw = lambda n: (torch.randn(n, 16, generator=g, dtype=F64) @ mix.T).view(n, 1, 4, 4)  # noqa: E731
     flow = Glow((1, 4, 4), levels=2, steps=3, hidden=16, dtype=F64)
-    flow.start(draw(500))
+    flow.initialise(draw(500))
     optimiser = torch.optim.Adam(flow.parameters(), lr=5e-3)
     for i in range(250):
         optimiser.param_groups[0]["lr"] = 5e-3 * (1 - i / 250)
@@ -175,5 +175,5 @@ def test_other_images_are_refused():
     flow = Glow((1, 4, 4))
     with pytest.raises(ValueError, match=r"images of shape \(n, 1, 4, 4\), got \(2, 1, 8, 8\)"):
         flow.log_prob(torch.zeros(2, 1, 8, 8))
-    with pytest.raises(ValueError, match="holds torch.float32 on cpu but the images are torch.float64"):
-        flow.start(torch.zeros(2, 1, 4, 4, dtype=F64))
+    with pytest.raises(ValueError, match="holds torch.float32 but the images are torch.float64"):
+        flow.initialise(torch.zeros(2, 1, 4, 4, dtype=F64))

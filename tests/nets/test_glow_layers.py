@@ -1,4 +1,4 @@
-"""Layers of a flow: each against its inverse and against the Jacobian that automatic differentiation gives."""
+"""Layers of Glow: inverses, and log determinants compared with automatic differentiation."""
 
 import math
 
@@ -92,7 +92,7 @@ def test_gradients_reach_every_parameter(name):
 def test_actnorm_starts_with_mean_zero_and_unit_variance_in_each_channel():
     x = 3 * images("actnorm", 50) * torch.arange(1, C + 1)[:, None, None] + 7
     layer = ActNorm(C)
-    y = layer.start(x)
+    y = layer.initialise(x)
     torch.testing.assert_close(y.mean((0, 2, 3)), torch.zeros(C, dtype=F64), rtol=0, atol=1e-12)
     torch.testing.assert_close(y.var((0, 2, 3), correction=0), torch.ones(C, dtype=F64), rtol=0, atol=1e-12)
     assert torch.equal(layer(x)[0], y)
@@ -101,7 +101,7 @@ def test_actnorm_starts_with_mean_zero_and_unit_variance_in_each_channel():
 def test_actnorm_only_moves_a_channel_that_never_varies():
     layer, x = ActNorm(C), images("actnorm")
     x[:, 1] = 5.0
-    assert not layer.start(x)[:, 1].any() and not layer.log_scale[1].any()
+    assert not layer.initialise(x)[:, 1].any() and not layer.log_scale[1].any()
 
 
 def test_the_1x1_convolution_starts_as_a_rotation_and_multiplies_every_pixel_by_its_matrix():

@@ -1,4 +1,4 @@
-"""What the networks are told: derivatives, counts, damping, and the Gaussian skip."""
+"""Input features and skip connections of the perceptrons: derivatives, counts and damping."""
 
 import itertools
 import math

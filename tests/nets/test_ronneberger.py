@@ -1,4 +1,4 @@
-"""The U-Net without time: counts, derivatives, and whose statistics it normalises by."""
+"""The U-Net of Ronneberger: counts, derivatives, and the statistics of its batch norm."""
 
 import copy
 

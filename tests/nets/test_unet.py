@@ -1,4 +1,4 @@
-"""The diffusion U-Net: counts, derivatives, what it is told of time, and how it starts."""
+"""The diffusion U-Net: counts, derivatives, time inputs and initialisation."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from torch.func import functional_call, jvp, stack_module_state, vmap
 
 from psmlib.machine.streams import stream
-from psmlib.nets.time_inputs import CLOCKS, embedded_time
+from psmlib.nets.time_inputs import TIME_INPUTS, embedded_time
 from psmlib.nets.unet import Attention, RMSNorm, UNet, small
 from psmlib.process import EDM, RVE, VE, VP, OTFlow, SubVP
 
@@ -125,15 +125,15 @@ def test_clocks(process):
     if isinstance(process, VP):
         B = embedded_time("integral", t, process)
         assert torch.allclose(B, -2 * process.alpha(t).log(), atol=1e-14)
-        assert torch.equal(tiny(clock="integral").time_of(t, process), B)
+        assert torch.equal(tiny(time_input="integral").time_of(t, process), B)
     else:
-        with pytest.raises(ValueError, match="has no integral of beta to embed: use clock='log_snr'"):
+        with pytest.raises(ValueError, match="has no integral of beta: use time_input='log_snr'"):
             embedded_time("integral", t, process)
 
 
 def test_the_released_clock_is_c_t_squared():
     assert float(embedded_time("integral", 0.3, VP(0.0, 12.0))) == pytest.approx(6 * 0.3**2)
-    assert set(CLOCKS) == {"log_snr", "t", "integral"}
+    assert set(TIME_INPUTS) == {"log_snr", "t", "integral"}
 
 
 def test_the_start_depends_on_the_seed_alone():
@@ -155,9 +155,9 @@ def test_the_start_depends_on_the_seed_alone():
 
 
 def test_settings_make_the_same_network_again():
-    net = tiny(attention=(None, "full"), clock="t", zero_last=True, seed=5)
+    net = tiny(attention=(None, "full"), time_input="t", zero_last=True, seed=5)
     again = UNet(**net.settings, seed=5, dtype=F64)
-    assert again.settings == net.settings and again.clock == "t"
+    assert again.settings == net.settings and again.time_input == "t"
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), again.parameters(), strict=True))
     assert torch.equal(net(images(2, 2, 8, 8), torch.ones(2)), torch.zeros(2, 2, 8, 8, dtype=F64))
 
@@ -248,10 +248,10 @@ def test_the_predicted_memory_holds_what_the_backward_pass_keeps():
         ({"dim": 7}, "dim must be an even number"), ({"dim": 2, "groups": 1}, "dim must be an even number"),
         ({"dim_mults": ()}, "dim_mults must be positive"), ({"dim_mults": (1, 0)}, "dim_mults must be positive"),
         ({"groups": 3}, "groups=3 does not divide the 8 channels"), ({"blocks": 0}, "blocks must be a positive"),
-        ({"norm": "batch"}, "unknown norm 'batch': use one of group, rms"), ({"clock": "T"}, "unknown clock 'T'"),
+        ({"norm": "batch"}, "unknown norm 'batch': use one of group, rms"), ({"dropout": 1.0}, r"must lie in \[0, 1\)"),
         ({"attention": "none"}, "unknown attention 'none'"), ({"middle": "half"}, "unknown middle 'half'"),
         ({"attention": ("full",)}, "attention names 1 levels but dim_mults has 2"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"), ({"channels": 1.5}, "channels must be a positive"),
+        ({"time_input": "T"}, "unknown time_input 'T'"), ({"channels": 1.5}, "channels must be a positive"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit_are_refused_in_one_sentence(settings, message):
@@ -271,5 +271,5 @@ def test_inputs_that_do_not_fit_are_refused_in_one_sentence():
         with pytest.raises(ValueError, match=message) as found:
             net(a, b)
         assert "\n" not in str(found.value)
-    with pytest.raises(ValueError, match="unknown clock"):
+    with pytest.raises(ValueError, match="unknown time_input"):
         embedded_time("sigma", 0.5, VP())

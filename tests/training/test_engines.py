@@ -88,7 +88,7 @@ def test_the_graph_slot_equals_the_loop(net):
 @pytest.mark.parametrize(
     "bank, kw, message",
     [
-        (Bank(NET, 4), dict(engine="graph"), "unknown engine 'graph' for a Bank: use one of auto, loop"),
+        (Bank(NET, 4), dict(engine="graph"), "unknown engine 'graph' of a Bank: use one of auto, loop"),
         (ImageBank(unet.small(dim=8, dropout=0.1), 4), dict(engine="graph"), "a graph cannot draw dropout"),
         (Bank(Plain(hidden=(9, 8)), 4), dict(engine="fused"), "three hidden layers in float32"),
     ],

@@ -1,4 +1,4 @@
-"""Figures of the book: one look, one colour per method, legible on a phone.
+"""Figures of the book in one style, with one colour per method, legible on a phone.
 
 Every function returns a `Figure` that pyplot no longer holds, so that a notebook shows it exactly once: end
 the cell with the call, or `display(figure)`. `caption` goes under the picture and says what was run.
@@ -8,9 +8,9 @@ from psmlib.book.plots.images import image_rows
 from psmlib.book.plots.lines import bars, curves, timeline
 from psmlib.book.plots.look import FLOOR_COLOUR, METHOD_COLOURS, colour, save, style
 from psmlib.book.plots.maps import map_row, pairs
-from psmlib.book.plots.plane import density_panel, density_row, grid, scatter_row
+from psmlib.book.plots.plane import density_row, grid, scatter_row
 
 __all__ = [
-    "FLOOR_COLOUR", "METHOD_COLOURS", "bars", "colour", "curves", "density_panel", "density_row", "grid", "image_rows",
-    "map_row", "pairs", "save", "scatter_row", "style", "timeline",
+    "FLOOR_COLOUR", "METHOD_COLOURS", "bars", "colour", "curves", "density_row", "grid", "image_rows", "map_row",
+    "pairs", "save", "scatter_row", "style", "timeline",
 ]  # fmt: skip

@@ -1,6 +1,4 @@
-"""Small images in a table: a row for each thing that is shown, a column for each time or setting."""
-
-from __future__ import annotations
+"""Small images in a table, with a row for each source and a column for each time or setting."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,10 +12,10 @@ def image_rows(
     rows: Mapping[str, object], titles: Sequence[str] = (), caption: str = "", *,
     notes: Mapping[str, Sequence[str]] | None = None,
 ) -> Figure:  # fmt: skip
-    """Images in rows.
+    """A row of images for each name.
 
     Args:
-        rows: Images by name, with values from 0 to 1; others are cut off. Shape: (n, C, H, W), C being 1 or 3.
+        rows: Images by name, with values from 0 to 1; others are clipped. Shape: (n, C, H, W), C being 1 or 3.
         titles: One for each column.
         caption: What was run.
         notes: Words below the images of a row, one for each.

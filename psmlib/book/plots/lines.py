@@ -1,32 +1,25 @@
-"""Figures of numbers: dots with errors, curves with error bands, and the time line of a partition."""
-
-from __future__ import annotations
+"""Figures of numbers: dots with errors, curves with error bands, and partitions of time."""
 
 import itertools
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from psmlib.book.plots.look import FLOOR_COLOUR, METHOD_COLOURS, WIDTH, as_array, colours, finish, new_axes
 
 LINES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def bars(
-    frame: pd.DataFrame,
-    caption: str = "",
-    *,
-    method: str = "column",
-    panel: str = "dataset",
-    xlabel: str = "test NLL [nats]",
-    printed: str | None = None,
-) -> Figure:
+    frame: pd.DataFrame, caption: str = "", *, method: str = "column", panel: str = "dataset",
+    xlabel: str = "test NLL [nats]", printed: str | None = None,
+) -> Figure:  # fmt: skip
     """One dot per method with its standard error, right of the exact floor; one axis per data set.
 
     Args:
@@ -37,15 +30,12 @@ def bars(
         xlabel: Metric and unit.
         printed: The field, if any, with the paper's own figure, shown as a hollow diamond.
     """
-    names = list(dict.fromkeys(frame[method]))
-    titles = list(dict.fromkeys(frame[panel]))
+    names, panels = list(dict.fromkeys(frame[method])), frame.groupby(panel, sort=False)
     if not names:
         raise ValueError("bars got a frame without rows: choose results that were added")
-    height = 1.7 + 0.32 * len(names)
-    figure, axes = new_axes(1, len(titles), (WIDTH, height), sharey=True)
+    figure, axes = new_axes(1, len(panels), (WIDTH, 1.7 + 0.32 * len(names)), sharey=True)
     shape, hues = dict(zip(names, distinct(names, MARKERS), strict=True)), colours(names)
-    for index, (title, ax) in enumerate(zip(titles, axes[0], strict=True)):
-        part = frame[frame[panel] == title]
+    for ax, (title, part) in zip(axes[0], panels, strict=True):
         floors = part["exact"].dropna().unique()
         if len(floors) == 1:
             ax.axvline(floors[0], color=FLOOR_COLOUR, ls="--", lw=1.4, zorder=1, label="exact floor")
@@ -56,26 +46,18 @@ def bars(
             if printed and not pd.isna(record[printed]):
                 ax.plot(record[printed], y, "D", mfc="none", mec=METHOD_COLOURS["paper"], mew=1.5, zorder=2)
             if pd.isna(record["value"]):
-                ax.text(
-                    0.98,
-                    y,
-                    "not run",
-                    transform=ax.get_yaxis_transform(),
-                    ha="right",
-                    va="center",
-                    color="0.4",
-                )
+                place = dict(transform=ax.get_yaxis_transform(), ha="right", va="center")
+                ax.text(0.98, y, "not run", color="0.4", **place)
             else:
                 error = None if pd.isna(record["stderr"]) else record["stderr"]
-                mark = shape[record[method]]
-                ax.errorbar(record["value"], y, xerr=error, fmt=mark, color=hue, capsize=4, zorder=3)
+                ax.errorbar(record["value"], y, xerr=error, fmt=shape[record[method]], color=hue, capsize=4, zorder=3)
         ax.set(title=title, xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
         ax.set_yticks(range(len(names)), names)
         ax.grid(axis="x")
         ax.locator_params(axis="x", nbins=6)
         ax.margins(x=0.12)
-        if index:
-            ax.tick_params(axis="y", length=0)
+    for ax in axes[0, 1:]:
+        ax.tick_params(axis="y", length=0)
     said = ["bars: ± one standard error"]
     said += ["dashed line: exact floor"] if frame["exact"].notna().any() else []
     said += ["diamonds: the paper's figure"] if printed and frame[printed].notna().any() else []
@@ -83,17 +65,9 @@ def bars(
 
 
 def curves(
-    x,
-    lines: Mapping[str, tuple],
-    floor=None,
-    logx: bool = False,
-    logy: bool = False,
-    xlabel: str = "",
-    ylabel: str = "",
-    caption: str = "",
-    marks: Sequence[float] = (),
-    floor_label: str = "exact",
-) -> Figure:
+    x, lines: Mapping[str, tuple], floor=None, logx: bool = False, logy: bool = False, xlabel: str = "",
+    ylabel: str = "", caption: str = "", marks: Sequence[float] = (), floor_label: str = "exact",
+) -> Figure:  # fmt: skip
     """Lines with bands of one standard error.
 
     Args:
@@ -108,10 +82,7 @@ def curves(
     """
     x = as_array(x)
     figure, [[ax]] = new_axes(1, 1, (WIDTH, 4.2))
-    if logx:
-        ax.set_xscale("log")
-    if logy:
-        ax.set_yscale("log")
+    ax.set(xscale="log" if logx else "linear", yscale="log" if logy else "linear")
     if floor is not None:
         level = np.broadcast_to(as_array(floor), x.shape)
         ax.plot(x, level, color=FLOOR_COLOUR, ls=(0, (3, 3)), lw=1.5, label=floor_label, zorder=5)
@@ -136,7 +107,7 @@ def curves(
 
 
 def timeline(edges_by_name: Mapping[str, object], caption: str = "") -> Figure:
-    """The idea in one picture: diffusion time, cut in blocks, one network for each.
+    """Diffusion time cut into blocks, one network for each.
 
     Args:
         edges_by_name: Edges from 0 to T, or a `Partition`, by method. Time points are shown as ticks.
@@ -155,9 +126,9 @@ def timeline(edges_by_name: Mapping[str, object], caption: str = "") -> Figure:
             ax.vlines(edges[1:], y - 0.32, y + 0.32, color=hues[name], lw=min(1.5, 150 / k))
             ax.text(1.015 * edges[-1], y, f"{k:,} points", va="center")
             continue
-        shades = [_lighter(hues[name], s) for s in (0.0, 0.45)]
-        fill = [shades[i % 2] for i in range(k)]
-        ax.barh([y] * k, np.diff(edges), left=edges[:-1], height=0.64, color=fill, lw=0)
+        rgb = np.array(to_rgb(hues[name]))
+        fill = [rgb, rgb + 0.45 * (1 - rgb)] * k  # every other block in a lighter shade
+        ax.barh([y] * k, np.diff(edges), left=edges[:-1], height=0.64, color=fill[:k], lw=0)
         ax.text(1.015 * edges[-1], y, f"{k:,} block{'s' if k > 1 else ''}", va="center")
     ax.set(xlim=(0, 1.22 * last), ylim=(len(names) - 0.5, -0.5))
     ax.set_yticks(range(len(names)), names)
@@ -169,7 +140,7 @@ def timeline(edges_by_name: Mapping[str, object], caption: str = "") -> Figure:
 
 
 def label_decades(ax: Axes) -> None:
-    """Labels for logarithmic axes that span little: powers of ten alone would leave them one label, or none."""
+    """Labels 1, 2 and 5 in each decade for short logarithmic axes, on which powers of ten give one label or none."""
     for axis, kind, ends in ((ax.xaxis, ax.get_xscale(), ax.get_xlim()), (ax.yaxis, ax.get_yscale(), ax.get_ylim())):
         if kind == "log" and ends[1] < 100 * ends[0]:
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -178,11 +149,6 @@ def label_decades(ax: Axes) -> None:
 
 
 def distinct(names, kinds: Sequence[str]) -> list[str]:
-    """The first kind for the first of each colour, the next one for the next of that colour, and so on."""
+    """A kind of marker or line for each name, so that names of the same colour get different ones."""
     seen: dict[str, itertools.count] = {}
     return [kinds[next(seen.setdefault(hue, itertools.count())) % len(kinds)] for hue in colours(names).values()]
-
-
-def _lighter(hue: str, share: float) -> tuple[float, ...]:
-    rgb = np.array(plt.matplotlib.colors.to_rgb(hue))
-    return tuple(rgb + share * (1 - rgb))

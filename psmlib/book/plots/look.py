@@ -1,7 +1,5 @@
 """Style of all figures: fonts, colours, the caption below, and the file that other pages show."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import textwrap
@@ -20,60 +18,34 @@ WIDTH = 6.4  # inches; a phone shows it at about half of its size, hence the lar
 DPI_LINES, DPI_DENSE = 160, 110
 FLOOR_COLOUR = "#222222"
 
-# Okabe and Ito's colours, then Tol's muted ones: both told apart by colour-blind readers.
+# Okabe and Ito's colours, then Tol's muted ones: colour-blind readers can distinguish both.
 METHOD_COLOURS = {
-    "SA-DPM": "#D55E00",
-    "TPSM-A": "#E69F00",
-    "TPSM-B": "#009E73",
-    "TPSM-C": "#0072B2",
-    "TPSM-10blocks": "#56B4E9",
-    "DPSM": "#CC79A7",
-    "OT flow matching": "#882255",
-    "DDPM": "#999933",
-    "exact": FLOOR_COLOUR,
-    "paper": "#555555",
-}
+    "SA-DPM": "#D55E00", "TPSM-A": "#E69F00", "TPSM-B": "#009E73", "TPSM-C": "#0072B2", "TPSM-10blocks": "#56B4E9",
+    "DPSM": "#CC79A7", "OT flow matching": "#882255", "DDPM": "#999933", "exact": FLOOR_COLOUR, "paper": "#555555",
+}  # fmt: skip
 OTHER_COLOURS = ("#332288", "#117733", "#AA4499", "#44AA99", "#661100", "#6699CC", "#888888")
 
 
 def style() -> None:
-    """Sets matplotlib to the book's look: opaque white, large type, colour-blind-safe cycle.
+    """Sets matplotlib to the style of the book: opaque white, large type, a colour-blind-safe cycle.
 
     Example:
         >>> style()
         >>> plt.rcParams["figure.facecolor"], plt.rcParams["savefig.transparent"]
         ('white', False)
     """
-    plt.rcParams.update(
-        {
-            "figure.facecolor": "white",
-            "figure.figsize": (WIDTH, 4.0),
-            "figure.dpi": DPI_LINES,
-            "figure.constrained_layout.use": True,  # for the reader's own figures
-            "savefig.facecolor": "white",
-            "savefig.transparent": False,
-            "savefig.dpi": "figure",
-            "axes.facecolor": "white",
-            "axes.edgecolor": "#444444",
-            "axes.grid": False,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titlesize": 13,
-            "axes.labelsize": 13,
-            "axes.prop_cycle": plt.cycler(color=[*list(METHOD_COLOURS.values())[:8], *OTHER_COLOURS]),
-            "font.size": 12,
-            "xtick.labelsize": 12,
-            "ytick.labelsize": 12,
-            "legend.fontsize": 11.5,
-            "legend.frameon": False,
-            "lines.linewidth": 2.0,
-            "lines.markersize": 7.0,
-            "grid.color": "#dddddd",
-            "image.origin": "lower",
-            "svg.fonttype": "none",
-            "svg.hashsalt": "psmlib",
-        }
-    )
+    cycle = plt.cycler(color=[*list(METHOD_COLOURS.values())[:8], *OTHER_COLOURS])
+    settings = {
+        "figure.facecolor": "white", "figure.figsize": (WIDTH, 4.0), "figure.dpi": DPI_LINES,
+        "figure.constrained_layout.use": True,  # for the reader's own figures
+        "savefig.facecolor": "white", "savefig.transparent": False, "savefig.dpi": "figure",
+        "axes.facecolor": "white", "axes.edgecolor": "#444444", "axes.grid": False, "axes.prop_cycle": cycle,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 13, "axes.labelsize": 13,
+        "font.size": 12, "xtick.labelsize": 12, "ytick.labelsize": 12,
+        "legend.fontsize": 11.5, "legend.frameon": False, "lines.linewidth": 2.0, "lines.markersize": 7.0,
+        "grid.color": "#dddddd", "image.origin": "lower", "svg.fonttype": "none", "svg.hashsalt": "psmlib",
+    }  # fmt: skip
+    plt.rcParams.update(settings)
 
 
 def colour(name: str) -> str:
@@ -87,7 +59,7 @@ def colour(name: str) -> str:
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each name of one figure: a method's own, and for the others one after another, so that they differ.
+    """A colour for each name of one figure: the fixed one of a method, and a different one for each other name.
 
     Example:
         >>> len(set(colours(["data", "noise", "SA-DPM"]).values()))
@@ -103,10 +75,10 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 def save(figure: Figure, name: str, ending: str = "png") -> Path:
     """Writes a figure to book/_generated/<name>.<ending> for {figure} on other pages; returns where it is."""
     buffer = io.BytesIO()
-    # Dates and versions would make equal pictures differ.
+    # without dates and versions, which would make equal pictures differ
     stamps = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}.get(ending)
     figure.savefig(buffer, format=ending, metadata=stamps, bbox_inches="tight")
-    return write_atomic(Path(paths.GENERATED) / f"{name}.{ending}", buffer.getvalue())
+    return write_atomic(paths.GENERATED / f"{name}.{ending}", buffer.getvalue())
 
 
 def as_array(values) -> np.ndarray:
@@ -117,7 +89,7 @@ def as_array(values) -> np.ndarray:
 def new_axes(rows: int, columns: int, size: tuple[float, float], **options) -> tuple[Figure, np.ndarray]:
     """Axes in a grid whose layout makes room for every label, whether or not `style` was called."""
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
-    plt.close(figure)  # at once: after an error a half-drawn figure would turn up below some other cell
+    plt.close(figure)  # at once, because after an error a notebook would show the unfinished figure below another cell
     return figure, axes
 
 

@@ -1,10 +1,7 @@
-"""Maps of a quantity over the plane, side by side, and one quantity against another."""
-
-from __future__ import annotations
+"""Maps of a quantity over the plane, and plots of one quantity against another."""
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm, Normalize
@@ -12,21 +9,13 @@ from matplotlib.figure import Figure
 
 from psmlib.book.plots.lines import MARKERS, distinct, label_decades
 from psmlib.book.plots.look import DPI_DENSE, WIDTH, colours, finish, new_axes
-from psmlib.book.plots.plane import bare, panels_of, square
-
-MAP = "cividis"
+from psmlib.book.plots.plane import BAR, image_panels, square
 
 
 def map_row(
-    panels: Mapping[str, object],
-    extent: Sequence[float],
-    label: str,
-    caption: str = "",
-    *,
-    per_row: int = 3,
-    ends: tuple[float, float] | None = None,
-    logarithmic: bool = False,
-) -> Figure:
+    panels: Mapping[str, object], extent: Sequence[float], label: str, caption: str = "", *, per_row: int = 3,
+    ends: tuple[float, float] | None = None, logarithmic: bool = False,
+) -> Figure:  # fmt: skip
     """Maps of one quantity on one colour scale.
 
     Args:
@@ -43,14 +32,10 @@ def map_row(
     every = every[every > 0] if logarithmic else every
     low, high = ends or tuple(np.quantile(every, [0.01, 0.99])) if every.size else (0.1, 1.0)
     norm = LogNorm(low, max(high, low * 1.01), clip=True) if logarithmic else Normalize(low, high)
-    figure, axes = panels_of(list(panels), extent, per_row)
-    for panel, (title, value) in zip(axes, values.items(), strict=True):
-        shown = np.ma.masked_invalid(np.maximum(value, low) if logarithmic else value)
-        colour_map = plt.get_cmap(MAP).with_extremes(bad="#aaaaaa")
-        image = panel.imshow(shown, extent=tuple(extent), origin="lower", norm=norm, cmap=colour_map)
-        bare(panel, title)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=25, extend="both", pad=0.02)
-    bar.set_label(label)
+    if logarithmic:
+        values = {title: np.maximum(value, low) for title, value in values.items()}
+    figure, axes = image_panels(values, extent, per_row, norm=norm, cmap="cividis")
+    figure.colorbar(axes[-1].images[0], ax=axes, label=label, extend="both", **BAR)
     return finish(figure, caption, DPI_DENSE)
 
 

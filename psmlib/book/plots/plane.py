@@ -1,22 +1,20 @@
-"""Pictures of the plane: densities on a grid and samples, side by side."""
-
-from __future__ import annotations
+"""Densities and samples in the plane, side by side."""
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from torch import Tensor
 
 from psmlib.book.plots.look import DPI_DENSE, WIDTH, as_array, colours, finish, new_axes
 
-DENSITY_MAP = "magma"
+BAR = dict(shrink=0.8, aspect=25, pad=0.02)  # the shape of a colour bar
 
 
 def grid(
@@ -45,67 +43,30 @@ def grid(
     return torch.stack([x.reshape(-1), y.reshape(-1)], dim=1), (x0, x1, y0, y1)
 
 
-def density_panel(
-    axes: Axes, log_prob_grid, extent: Sequence[float], title: str = "", *, vmax: float | None = None
-) -> AxesImage:
-    """Draws a density into axes.
-
-    Args:
-        axes: Where to draw.
-        log_prob_grid: Log-density at the points of `grid`. Shape: (n * n,) or (n, n). NaN is shown in grey.
-        extent: The extent that `grid` returned.
-        title: Title of the panel.
-        vmax: Density at the top of the colour scale. If None, the highest shown but for 0.2 %.
-    """
-    density = _density(log_prob_grid)
-    image = axes.imshow(
-        np.ma.masked_invalid(density),
-        extent=tuple(extent),
-        origin="lower",
-        vmin=0.0,
-        vmax=_top([density]) if vmax is None else vmax,
-        cmap=plt.get_cmap(DENSITY_MAP).with_extremes(bad="#aaaaaa"),
-        interpolation="nearest",
-    )
-    bare(axes, title)
-    return image
-
-
 def density_row(
-    panels: Mapping[str, object],
-    extent: Sequence[float],
-    caption: str = "",
-    *,
-    per_row: int = 3,
+    panels: Mapping[str, object], extent: Sequence[float], caption: str = "", *, per_row: int = 3,
     vmax: float | None = None,
-) -> Figure:
+) -> Figure:  # fmt: skip
     """Densities side by side on one colour scale.
 
     Args:
-        panels: Log-density on the points of `grid` by title. Shape: (n * n,) or (n, n).
+        panels: Log-density at the points of `grid` by title; NaN is shown in grey. Shape: (n * n,) or (n, n).
         extent: The extent that `grid` returned.
         caption: What was run.
         per_row: Panels in a row; more go below.
-        vmax: Density at the top of the scale. If None, the highest of all panels but for 0.2 %.
+        vmax: Density at the top of the scale. If None, the highest 99.8 % quantile of the panels.
     """
-    top = _top([_density(p) for p in panels.values()]) if vmax is None else vmax
-    figure, axes = panels_of(list(panels), extent, per_row)
-    for panel, (title, values) in zip(axes, panels.items(), strict=True):
-        image = density_panel(panel, values, extent, title, vmax=top)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=25, extend="max", pad=0.02)
-    bar.set_label("density")
+    densities = {title: np.exp(square(panel)) for title, panel in panels.items()}
+    norm = Normalize(0.0, _top(densities.values()) if vmax is None else vmax)
+    figure, axes = image_panels(densities, extent, per_row, norm=norm, cmap="magma", interpolation="nearest")
+    figure.colorbar(axes[-1].images[0], ax=axes, label="density", extend="max", **BAR)
     return finish(figure, caption, DPI_DENSE)
 
 
 def scatter_row(
-    samples: Mapping[str, object],
-    extent: Sequence[float],
-    caption: str = "",
-    *,
-    per_row: int = 3,
-    limit: int = 4000,
+    samples: Mapping[str, object], extent: Sequence[float], caption: str = "", *, per_row: int = 3, limit: int = 4000
 ) -> Figure:
-    """Samples side by side in one window; below each is said how many are shown and how many lie outside.
+    """Samples side by side in one window, with the numbers of points that are shown and that lie outside.
 
     Args:
         samples: Points by title. Shape: (n, 2).
@@ -124,7 +85,7 @@ def scatter_row(
         points = points[:limit]
         x, y = points.T
         inside = (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)  # NaN counts as outside
-        # Rasterised: thousands of vector dots make a page slow.
+        # rasterised, because thousands of vector dots make a page slow
         panel.scatter(*points[inside].T, s=2.0, lw=0, alpha=0.6, color=hues[title], rasterized=True)
         panel.set(xlim=(x0, x1), ylim=(y0, y1), aspect="equal")
         lost = int((~inside).sum())
@@ -142,12 +103,8 @@ def square(values) -> np.ndarray:
     return values.reshape(n, n)
 
 
-def _density(log_prob_grid) -> np.ndarray:
-    return np.exp(square(log_prob_grid))
-
-
-def _top(densities: Sequence[np.ndarray]) -> float:
-    """Where a shared colour scale ends: an outlier of a bad model must not turn every other panel black."""
+def _top(densities: Iterable[np.ndarray]) -> float:
+    """The upper end of a shared colour scale, which outliers of one panel do not determine."""
     finite = [d[np.isfinite(d)] for d in densities]
     return max((float(np.quantile(d, 0.998)) for d in finite if d.size), default=1.0) or 1.0
 
@@ -167,8 +124,20 @@ def panels_of(titles: Sequence[str], extent: Sequence[float], per_row: int) -> t
     return figure, flat[: len(titles)]
 
 
+def image_panels(
+    images: Mapping[str, np.ndarray], extent: Sequence[float], per_row: int, *, cmap: str, **look
+) -> tuple[Figure, list[Axes]]:
+    """Matrices as images in rows of square panels, NaN in grey; the colour scale is part of `look`."""
+    figure, axes = panels_of(list(images), extent, per_row)
+    look["cmap"] = plt.get_cmap(cmap).with_extremes(bad="#aaaaaa")
+    for ax, (title, image) in zip(axes, images.items(), strict=True):
+        ax.imshow(np.ma.masked_invalid(image), extent=tuple(extent), origin="lower", **look)
+        bare(ax, title)
+    return figure, axes
+
+
 def bare(axes: Axes, title: str) -> None:
-    """A title and a frame, and no ticks."""
+    """Sets a title and a frame without ticks."""
     axes.set_title("\n".join(textwrap.wrap(title, 18)), fontsize=12)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(True)

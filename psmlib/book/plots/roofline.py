@@ -1,22 +1,19 @@
 """Roofline plots: a device's highest rate by operations per byte, with the measured rates below it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from psmlib.book.plots.lines import MARKERS
 from psmlib.book.plots.look import WIDTH, colours, finish, new_axes
-
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def roofline(
     ceilings: Mapping[str, tuple[float, float]], points: Mapping[str, Mapping[str, tuple[float, float]]],
     caption: str = "",
 ) -> Figure:  # fmt: skip
-    """Measured rates under each device's own roof.
+    """Measured rates below the roofline of each device.
 
     Args:
         ceilings: Rate of products [GFLOP/s] and of copies [GB/s] by device.

@@ -1,4 +1,4 @@
-"""Every picture is drawn in the book's look, off screen, and must leave nothing behind."""
+"""Figures are drawn in the style of the book, off screen, and must be closed."""
 
 import matplotlib
 import numpy as np

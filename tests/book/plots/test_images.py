@@ -1,4 +1,4 @@
-"""Rows of images: each pixel upright and where it was given."""
+"""Rows of images: each pixel is in its place."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Figures of numbers: dots, bands and blocks stand where the numbers say."""
+"""Dots, bands and blocks are at the given numbers."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The look: an opaque ground, letters that a phone can show, and colours that stay with their methods."""
+"""The style: an opaque background, type legible on a phone, and a fixed colour for each method."""
 
 import io
 import itertools

@@ -1,4 +1,4 @@
-"""Maps and pairs: every value is where it was given, on the scale that was asked for."""
+"""Maps and pairs show every value in its place, on the requested scale."""
 
 import numpy as np
 import pandas as pd

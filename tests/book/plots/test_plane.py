@@ -1,4 +1,4 @@
-"""Pictures of the plane: each density and each sample is where it was given, on one scale."""
+"""Densities and samples in the plane are in their places, on one scale."""
 
 import numpy as np
 import pytest
