@@ -143,7 +143,7 @@ def blocks_up_to(partition: Partition, T: float) -> int:
         right = next(e for e in partition.edges if e > T)
         choice = " or ".join(f"{e:g}" for e in [*left, right])
         raise ValueError(f"T = {T:g} is no edge of {partition!r}: cut it at {choice}")
-    return near[0]
+    return min(near, key=lambda k: abs(partition.edges[k] - T))  # edges may lie closer together than the tolerance
 
 
 def cut(partition: Partition, T: float) -> Partition:

@@ -134,6 +134,11 @@ def test_cut_keeps_the_first_blocks(times, data):
     assert cut(partition, partition.T) == partition
 
 
+def test_edges_closer_than_the_tolerance_are_still_told_apart():
+    close = Partition([0, 999.9999999999999, 1000.0])
+    assert cut(close, 1000.0) == close and len(cut(close, 999.9999999999999)) == 1
+
+
 @pytest.mark.parametrize(
     "T, words",
     [(0.2, "at 0.1 or 0.3$"), (0.01, "at 0.02$"), (0.99, "at 0.3 or 1$"), (0.0, "outside"), (1.2, "cut within it$")],
