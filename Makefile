@@ -41,14 +41,14 @@ env:
 book: env
 	@$(BIN)/python -m psmlib.run book --profile $(PROFILE) $(ARGS)
 
-# One pytest run holds every part, so that one line counts them all; the book first, because it takes longest.
-# Whatever it writes goes to build/test.
+# One pytest run holds every part, so that one line counts them all; conftest.py puts the book first, because it takes
+# longest. Whatever it writes goes to build/test.
 test: env
 	@rm -rf build/test
 	@PSMLIB_OUTPUT='$(CURDIR)/build/test' PSMLIB_BATCH=1 PSMLIB_WORKERS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout 120 --durations 8 \
-	  tests/book/test_build.py notebooks tests psmlib $(ARGS)
+	  notebooks tests psmlib $(ARGS)
 
 lab: env
 	@$(BIN)/jupyter lab notebooks $(ARGS)
