@@ -1,4 +1,4 @@
-r"""What a network is asked to predict.
+r"""Training objectives: the quantity that a network learns to predict, the noise or the velocity of flow matching.
 
 An objective names the native prediction and makes (input, target) pairs; the loss is the mean square error
 over batch and axes, unweighted, as in Parallel Score Matching (Algorithm 1).

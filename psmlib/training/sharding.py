@@ -1,4 +1,4 @@
-r"""A bank that does not fit, trained group by group.
+r"""Training a bank that does not fit in memory, one group of its networks after another.
 
 Each network's training depends only on (seed, index), so a bank may be cut anywhere: the parts, joined, are
 the bank trained whole, bit for bit; :mod:`psmlib.training.shard_plan` cuts it into as few as fit.
