@@ -5,8 +5,12 @@ import pytest
 import torch
 
 from psmlib.standard_errors import (
+    Estimate,
     average,
+    controlled,
     difference,
+    estimate,
+    holm,
     mean,
     mean_curve,
     proportion,
@@ -65,6 +69,71 @@ def test_the_average_of_a_table_varies_with_its_rows_and_columns():
     for bad in (table(0)[0], table(0)[:, :1]):
         with pytest.raises(ValueError, match="needs a table of shape"):
             average(bad)
+
+
+def test_intervals_of_few_seeds_hold_the_truth_as_often_as_they_say():
+    g = torch.Generator().manual_seed(0)
+    for m, n in ((3, 200), (5, 20)):
+        hits, plain = [], []
+        for _ in range(1500):
+            table = torch.randn(m, 1, generator=g) + torch.randn(1, n, generator=g) + torch.randn(m, n, generator=g)
+            found = average(table.double())
+            low, high = found.interval()
+            hits.append(low <= 0 <= high)
+            plain.append(abs(found.value) <= 2 * found.stderr)
+        assert 0.92 <= np.mean(hits) <= 0.97
+    assert np.mean(plain) < np.mean(hits) - 0.01, "two standard errors hold it too seldom"
+
+
+def test_degrees_of_freedom():
+    assert mean([1.0, 2.0, 4.0]).df == 2 and estimate(2.0).df == np.inf
+    points = average(torch.randn(1, 30, generator=torch.Generator().manual_seed(0)))
+    assert (points.df, points.n, points.seeds) == (pytest.approx(29), 30, 1)
+    # Welch's test of scipy has the same degrees of freedom and p-value
+    from scipy import stats
+
+    a, b = [1.0, 2.0, 4.0, 3.5], [2.0, 9.0, 5.0]
+    welch = stats.ttest_ind(a, b, equal_var=False)
+    apart = mean(a).minus(mean(b))
+    assert apart.df == pytest.approx(welch.df) and apart.p_value() == pytest.approx(welch.pvalue)
+    assert apart.interval() == pytest.approx(tuple(welch.confidence_interval()))
+
+
+def test_an_estimate_without_an_error_decides_nothing_and_an_exact_one_everything():
+    one = mean([3.0])
+    assert one.p_value() == 1.0 and one.interval() == (-np.inf, np.inf)
+    assert one.minus(2.0).stderr is None and one.within(5).p_value() == 1.0
+    assert estimate(0.5).interval() == (0.5, 0.5) and (estimate(0.5).p_value(), estimate(0.0).p_value()) == (0.0, 1.0)
+    both = Estimate(3.0, 0.3, 4, n=50, seeds=5).minus((1.0, 0.4))
+    assert both == (2.0, pytest.approx(0.5)) and (both.n, both.seeds) == (50, 5)
+    import pickle
+
+    again = pickle.loads(pickle.dumps(both))
+    assert again == both and (again.df, again.seeds) == (both.df, 5)
+
+
+def test_holm_is_bonferroni_step_by_step():
+    assert holm([]) == [] and holm([0.05]) == [True] and holm([0.051]) == [False]
+    assert holm([0.04, 0.001, 0.02]) == [True, True, True] and holm([0.04, 0.001, 0.03]) == [False, True, False]
+
+
+def test_a_control_variate_takes_its_noise_away():
+    def run(seed, slope):
+        g = torch.Generator().manual_seed(seed)
+        c = torch.randn(80, generator=g, dtype=torch.float64) + 3.0
+        table = 1.0 + slope * (c - 3.0) + 0.1 * torch.randn(2, 80, generator=g, dtype=torch.float64)
+        return controlled(table, c, 3.0), average(table)
+
+    for slope in (1.0, 0.0, -2.0):
+        found = [run(seed, slope) for seed in range(300)]
+        values = np.array([controlled.value for controlled, _ in found])
+        assert values.mean() == pytest.approx(1.0, abs=0.003)
+        # seeds and points share the noise here, which is counted twice: at most a factor sqrt 2
+        assert 0.9 < np.mean([c.stderr for c, _ in found]) / values.std() < 1.6
+        if slope:
+            assert np.mean([plain.stderr for _, plain in found]) > 5 * np.mean([c.stderr for c, _ in found])
+    with pytest.raises(ValueError, match=r"needs shapes \(seeds, n\) and \(n,\), .* got \(2, 5\) and \(4,\)"):
+        controlled(torch.zeros(2, 5), torch.zeros(4), 0.0)
 
 
 def test_values():

@@ -21,6 +21,7 @@ from psmlib.machine.streams import stream
 from psmlib.partition import Partition
 from psmlib.process import VP, Process
 from psmlib.score import Score
+from psmlib.standard_errors import Estimate
 from psmlib.training.optim import Adam
 
 
@@ -163,27 +164,31 @@ def dependence(
     return math.sqrt(changed / sum(float(b.double().square().sum()) for b in before))
 
 
-def disagreement(codes: Sequence[Tensor]) -> Tensor:
+def disagreement(codes: Sequence[Tensor]) -> Estimate:
     r"""Relative distance between the codes of the same points from separate trainings: 0 if they agree.
 
-    Root mean square distance for each pair of trainings, divided by that of independent codes (:math:`\sqrt 2` standard
-    deviations).
+    Root mean square distance of two trainings, divided by that of independent codes (:math:`\sqrt 2` standard
+    deviations); the mean over all pairs. Pairs that share a training are not independent. The standard error is
+    therefore the jackknife's, which leaves out one training at a time (Arvesen, 1969, for such means over pairs).
 
     Args:
         codes: Images of the points under the map of each training. Shape of each: (n, d).
-
-    Returns:
-        Shape: (pairs,).
 
     Raises:
         ValueError: for fewer than two trainings.
 
     Example:
         >>> x = torch.randn(5000, 2, generator=stream(0))
-        >>> disagreement([x, x, x.flip(0)]).round(decimals=1)
-        tensor([0., 1., 1.])
+        >>> round(disagreement([x, x, x.flip(0)]).value, 2)
+        0.67
     """
-    if len(codes) < 2:
-        raise ValueError(f"a disagreement takes the codes of two trainings or more, got {len(codes)}")
-    spread = math.sqrt(2 * sum(float(c.var(0).mean()) for c in codes) / len(codes))
-    return torch.stack([(a - b).square().mean().sqrt() / spread for a, b in combinations(codes, 2)])
+    if (count := len(codes)) < 2:
+        raise ValueError(f"a disagreement takes the codes of two trainings or more, got {count}")
+    spread = math.sqrt(2 * sum(float(c.var(0).mean()) for c in codes) / count)
+    apart = {(i, j): float((codes[i] - codes[j]).square().mean().sqrt()) for i, j in combinations(range(count), 2)}
+    value, error = sum(apart.values()) / len(apart) / spread, None
+    if count > 2:
+        kept = [[d for pair, d in apart.items() if left_out not in pair] for left_out in range(count)]
+        means = torch.tensor([sum(each) / len(each) / spread for each in kept], dtype=torch.float64)
+        error = (count - 1) / math.sqrt(count) * float(means.std())
+    return Estimate(value, error, count - 1 if error is not None else 0, n=len(codes[0]), seeds=count)

@@ -6,12 +6,12 @@ or Inception-v3 for photographs (from a file of weights given by the user). With
 
 .. math:: \mathrm{FD} = |\mu_1-\mu_2|^2 + \mathrm{tr}\,(\Sigma_1 + \Sigma_2 - 2(\Sigma_1\Sigma_2)^{1/2}) .
 
-The Frechet distance of n images is too large by about c/n, also for real images: it can only be interpreted next to the
-:func:`floor` at the same n. Covariances of no more images than features are singular; torch-fidelity does not
-regularise them, but sums the square roots of the eigenvalues of their product, to which a null space contributes 0. The
-kernel distance (KID; Binkowski et al. 2018) is computed over all pairs rather than torch-fidelity's random subsets. It
-is unbiased for independent images; the splits of digits are stratified by class, which puts real images slightly below
-0. Precision and recall (Kynkaanniemi et al. 2019) use three neighbours. No metric distinguishes good samples from
+The Frechet distance of n images is too large by about c/n, also for real images: it can only be interpreted next to
+that of :func:`real_images` at the same n. Covariances of no more images than features are singular; torch-fidelity does
+not regularise them, but sums the square roots of the eigenvalues of their product, to which a null space contributes 0.
+The kernel distance (KID; Binkowski et al. 2018) is computed over all pairs rather than torch-fidelity's random subsets.
+It is unbiased for independent images; the splits of digits are stratified by class, which puts real images slightly
+below 0. Precision and recall (Kynkaanniemi et al. 2019) use three neighbours. No metric distinguishes good samples from
 copies of the training images.
 """
 
@@ -34,7 +34,7 @@ MIN_IMAGES = 8  # each half of the samples must have three neighbours for every 
 
 @dataclass(frozen=True)
 class SampleQuality:
-    """Result of :func:`sample_quality` and :func:`floor`.
+    """Result of :func:`sample_quality` and :func:`real_images`.
 
     Attributes:
         extractor: "digits" or "inception-v3-compat".
@@ -142,9 +142,9 @@ def sample_quality(
 
     A standard error is the standard deviation over random halves of the samples (delete-half jackknife): for a metric
     linear in the n samples, a subset of size s has the variance :math:`\sigma^2(1/s - 1/n)` and the whole set
-    :math:`\sigma^2/n`. It is correct far from the floor, and up to :math:`\sqrt 3` too large at the floor of "fd" and
-    "kid" and the ceiling of "is", where the metrics are quadratic. Nothing is printed or downloaded, torch's global
-    generator is not used, and the order of the images does not matter.
+    :math:`\sigma^2/n`. It is correct for bad samples, and up to :math:`\sqrt 3` too large for "fd", "kid" and "is" near
+    those of real images, where these metrics are quadratic. Nothing is printed or downloaded, torch's global generator
+    is not used, and the order of the images does not matter.
 
     Args:
         samples: Integer grey levels. Shape: (n, C, H, W), uint8; for digits (n, 1 or 3, 8, 8).
@@ -189,12 +189,12 @@ def sample_quality(
     return SampleQuality(extractor, n, len(y), {k: float(v[0]) for k, v in whole.items()}, stderr)
 
 
-def floor(
+def real_images(
     pool: Tensor, n: int, reference: Tensor | int | None = None, *, extractor: str = "digits",
     weights: str | Path | None = None, metrics: Iterable[str] = METRICS, levels: int | None = None,
     device: str = "cpu", seed: int = 0, repeats: int = 20, batch: int = 256,
 ) -> SampleQuality:  # fmt: skip
-    """The metrics of a perfect model: n real images take the place of the samples.
+    """The metrics of n real images in place of the samples, as a perfect model would get them.
 
     Args:
         pool: Real images. Shape: (N, C, H, W), uint8.
@@ -215,7 +215,7 @@ def floor(
     Example:
         >>> from psmlib.data.images import load
         >>> digits = load("digits")
-        >>> real = floor(digits.train, 180, digits.test, metrics="fd")
+        >>> real = real_images(digits.train, 180, digits.test, metrics="fd")
         >>> 1 < real.value["fd"] < 3
         True
     """
@@ -224,12 +224,13 @@ def floor(
     _check_images(extract.levels, pool=pool, **({"reference": reference} if fixed else {}))
     m = 0 if fixed else n if reference is None else int(reference)
     if n < MIN_IMAGES or n + m > len(pool) - fixed or (m < MIN_IMAGES and not fixed):
-        fault = f"a pool of {len(pool)} images gives no floor for {n} of them{'' if fixed else f' and {m} others'}"
+        wanted = f"{n} of them{'' if fixed else f' and {m} others'}"
+        fault = f"a pool of {len(pool)} images is too small to draw {wanted} anew each time"
         raise ValueError(f"{fault}: use {MIN_IMAGES} or more on each side, and fewer than there are")
     if repeats < 2:
-        raise ValueError(f"the spread of a floor needs two draws or more, got repeats={repeats}")
+        raise ValueError(f"the spread over draws needs two draws or more, got repeats={repeats}")
     if fixed and reference.shape[1:] == pool.shape[1:] and np.isin(byte_rows(reference), byte_rows(pool)).mean() > 0.05:
-        raise ValueError("the reference lies in the pool: a floor needs images that the reference does not hold")
+        raise ValueError("the reference lies in the pool: real images in place of samples must be other ones")
     (x, logits), settings = extract(pool), (metrics, extract.spec.splits, seed)
     draws = _random_subsets(len(x), n + m, repeats, stream(seed, 2))
     if fixed:

@@ -1,16 +1,18 @@
-r"""Test NLL and excess denoising loss on toys, by paired differences from the exact score.
+r"""Test NLL and excess denoising loss on toys, against the exact score.
 
-The true log density of a toy is known at every point, so that a model's test NLL is computed as
+The true log density of a toy is known at every point, and so is its mean, what the exact score is quoted under the same
+protocol. It is a control variate for a model's test NLL:
 
-.. math:: \mathrm{NLL} = \underbrace{-E\log p_{t_0}(x_0)}_{\text{exact floor}} +
-          \underbrace{E[\log p_{t_0}(x_0) - \log\hat p_{t_0}(x_0)]}_{\text{excess, from test points}} .
+.. math:: \mathrm{NLL} = \overline{-\log\hat p} - \beta\,\bigl(\overline{-\log p_{t_0}} - E[-\log p_{t_0}]\bigr)
 
-Most of the sampling noise is common to both logarithms and cancels in the second term (a control variate with known
-mean), so that a thousand points are as accurate as a hundred thousand in a plain average.
+with the regression coefficient beta (:func:`psmlib.standard_errors.controlled`). Near the truth beta is 1, and most of
+the sampling noise cancels, so that a thousand points are as accurate as a hundred thousand in a plain average; far
+from it beta is nearly 0.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from psmlib import standard_errors
 from psmlib.data.toys import Mixture
-from psmlib.exact.floors import nll_floor
+from psmlib.exact.cross_entropy import cross_entropy
 from psmlib.likelihood import log_likelihood
 from psmlib.process import Process
 from psmlib.score import Score
@@ -49,6 +51,10 @@ class Protocol:
         """The same protocol with another t0."""
         return replace(self, t0=float(t0), **changes)
 
+    def test_points(self, toy: Mixture) -> Tensor:
+        """The test points, float64, on the CPU. Shape: (points, d)."""
+        return toy.sample(self.points, torch.Generator().manual_seed(self.seed))
+
     def __str__(self) -> str:
         solver = f"{self.method} with {self.steps} {self.grid} steps"
         return f"t0 = {self.t0:g}, {solver}, exact trace, {self.points:,} points"
@@ -64,7 +70,7 @@ def log_ratio(score: Score, toy: Mixture, process: Process, protocol: Protocol) 
         >>> bool(log_ratio(HG().diffused(vp), HG(), vp, Protocol(points=50)).abs().mean() < .01)
         True
     """
-    x = toy.sample(protocol.points, torch.Generator().manual_seed(protocol.seed))
+    x = protocol.test_points(toy)
     solver = dict(t0=protocol.t0, steps=protocol.steps, method=protocol.method, grid=protocol.grid)
     found = log_likelihood(score, process, x.to(**score.tensor_options), **solver)
     exact = toy.diffused(process).log_prob(x.to(score.tensor_options["device"]), protocol.t0)
@@ -72,46 +78,105 @@ def log_ratio(score: Score, toy: Mixture, process: Process, protocol: Protocol) 
 
 
 @dataclass(frozen=True)
+class Reference:
+    """What a test NLL is held against, in nats, with the exact log densities that go with it.
+
+    Attributes:
+        exact: NLL of the exact score under the same protocol, :math:`-E\\log p_{t_0}(x_0)`.
+        entropy: Entropy of the data, which no normalised model is below on average. A model can be below `exact`.
+        gaussian: NLL of the Gaussian with the mean and covariance of the data, the best without training.
+        log_prob: Exact log density at the protocol's test points. Shape: (points,).
+    """
+
+    exact: float
+    entropy: float
+    gaussian: float
+    log_prob: Tensor
+
+
+def reference(toy: Mixture, process: Process, protocol: Protocol) -> Reference:
+    """What the NLL of models of a toy is held against, under a protocol.
+
+    Example:
+        >>> from psmlib.data.toys import load_toy
+        >>> from psmlib.process import VP
+        >>> known = reference(load_toy("HG"), VP(0., 10.), Protocol(points=10))
+        >>> round(known.entropy, 3), round(known.exact, 3), round(known.gaussian, 3)
+        (0.954, 0.963, 2.695)
+    """
+    log_prob = toy.diffused(process).log_prob(protocol.test_points(toy), protocol.t0)
+    gaussian = 0.5 * (toy.dim * math.log(2 * math.pi * math.e) + float(torch.logdet(toy.cov)))
+    return Reference(cross_entropy(toy, process, protocol.t0)[0], toy.entropy, gaussian, log_prob)
+
+
+@dataclass(frozen=True)
 class Nll:
     """A test NLL, in nats.
 
     Attributes:
-        value: Floor plus excess.
-        stderr: Standard error over test points and seeds.
-        floor: NLL of a perfect score under the same protocol.
-        excess: Mean of log p - log p_hat.
+        value: Its estimate.
+        stderr: Standard error over test points and seeds, with `df` degrees of freedom.
+        df: Degrees of freedom of the error.
+        n: Number of test points.
         seeds: Number of independently trained networks.
+        reference: What it is held against.
+        plain: Standard error without the control variate.
     """
 
     value: float
     stderr: float
-    floor: float
-    excess: float
+    df: float
+    n: int
     seeds: int
+    reference: Reference
+    plain: float
+
+    @property
+    def exact(self) -> float:
+        """NLL of the exact score under the same protocol."""
+        return self.reference.exact
+
+    @property
+    def bound(self) -> float:
+        """The entropy of the data."""
+        return self.reference.entropy
+
+    @property
+    def excess(self) -> float:
+        """How far it is above the exact score's."""
+        return self.value - self.exact
+
+    @property
+    def learned(self) -> standard_errors.Estimate:
+        """By how much the model beats the best Gaussian, which takes no training."""
+        return standard_errors.estimate(self.reference.gaussian).minus(self)
 
 
-def summarise(ratios: Sequence[Tensor], floor: float) -> Nll:
+def summarise(ratios: Sequence[Tensor], known: Reference) -> Nll:
     """One NLL from the log ratios of several seeds at the same test points.
 
-    The error is that of :func:`psmlib.standard_errors.average`, over seeds and points.
+    The error is that of :func:`psmlib.standard_errors.controlled`, over seeds and points.
 
     Args:
-        ratios: One tensor of shape (points,) for each seed.
-        floor: The exact floor.
+        ratios: log p - log p_hat, one tensor of shape (points,) for each seed.
+        known: The reference of the same toy, process and protocol.
 
     Raises:
         ValueError: when a ratio is not finite, because the ODE solution diverged.
 
     Example:
-        >>> nll = summarise([torch.tensor([.1, .3]), torch.tensor([.3, .5])], .5)
-        >>> round(nll.value, 3), nll.seeds
-        (0.8, 2)
+        >>> known = Reference(exact=.5, entropy=.4, gaussian=2., log_prob=torch.tensor([0., -1., -2.]))
+        >>> nll = summarise([torch.tensor([.1, .1, .1]), torch.tensor([.3, .3, .3])], known)
+        >>> round(nll.value, 3), round(nll.excess, 3), nll.seeds
+        (0.7, 0.2, 2)
     """
     table = torch.stack([r.double() for r in ratios])  # (seeds, points)
     if bad := int((~table.isfinite()).sum()):
         raise ValueError(f"{bad} of {table.numel()} log likelihoods are not finite: train longer, or use more steps")
-    excess, stderr = standard_errors.average(table)
-    return Nll(floor + excess, stderr, floor, excess, len(table))
+    surprise = -known.log_prob.double().cpu()
+    found = standard_errors.controlled(table + surprise, surprise, known.exact)
+    plain = standard_errors.average(table + surprise).stderr
+    return Nll(found.value, found.stderr, found.df, found.n, found.seeds, known, plain)
 
 
 def diffused_points(toy: Mixture, process: Process, t: float, n: int, seed: int | torch.Generator = 0) -> Tensor:
@@ -121,29 +186,10 @@ def diffused_points(toy: Mixture, process: Process, t: float, n: int, seed: int 
     return process.perturb(x0, t, torch.randn(x0.shape, generator=generator, dtype=x0.dtype))
 
 
-def status(nll: Nll, profile: str, printed: float | None) -> str:
-    """The status of a result; only a run at the paper's own settings is compared with the paper's printed value.
-
-    Two values agree if they differ by at most two standard errors, or by half a unit of the second, last printed
-    decimal.
-    """
-    if profile != "paper":
-        return "scaled_down"
-    if printed is None:
-        return "reproduced"
-    gap = abs(nll.value - printed)
-    return "reproduced" if gap <= 0.005 else "within_noise" if gap <= max(0.005, 2 * nll.stderr) else "differs"
-
-
-def floor_of(toy: Mixture, process: Process, protocol: Protocol) -> float:
-    """The exact floor of a protocol, in nats."""
-    return nll_floor(toy, process, protocol.t0)[0]
-
-
 def excess_loss(score: Score, toy: Mixture, process: Process, times: Tensor, n: int = 1000, seed: int = 0) -> Tensor:
     """Mean squared error of a native prediction from the exact one at each time, per dimension. Shape: (len(times),).
 
-    The denoising loss is this plus the irreducible loss (:func:`psmlib.exact.floors.irreducible_loss`), whose sampling
+    The denoising loss is this plus the irreducible loss (:mod:`psmlib.exact.irreducible_loss`), whose sampling
     noise is avoided here.
     """
     generator, exact, out = torch.Generator().manual_seed(seed), toy.diffused(process), []

@@ -170,7 +170,8 @@ def time_rule(process: Process, edges: Sequence[float]) -> tuple[Tensor, Tensor,
     """Nodes and weights for integrals against the rate of log SNR, between edges where integrands may jump.
 
     Four Gauss-Legendre nodes in log t on each unit of log SNR. Both variables resolve t -> 0, where the rate of log SNR
-    is proportional to that of log t.
+    is proportional to that of log t. Of a process that is smooth in log SNR alone, such as reciprocal VE, the nodes are
+    spaced in log SNR itself.
 
     Args:
         process: Gives log SNR.
@@ -188,11 +189,16 @@ def time_rule(process: Process, edges: Sequence[float]) -> tuple[Tensor, Tensor,
     t, weight, piece = [], [], []
     for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False)):
         span = float(process.log_snr(a) - process.log_snr(b))
-        panels = grids.log_snr(process, a, b, max(1, math.ceil(span)) if math.isfinite(span) else 64).log()
+        panels = grids.log_snr(process, a, b, max(1, math.ceil(span)) if math.isfinite(span) else 64)
+        panels = process.log_snr(panels) if process.variable == "log_snr" else panels.log()
         half = panels.diff()[:, None] / 2
-        nodes = (panels[:-1, None] + half * (1 + _NODES)).flatten().exp()
-        rate = process.diffusion2(nodes) / process.sigma(nodes) ** 2
-        t.append(nodes)
-        weight.append((half * _WEIGHTS).flatten() * nodes * rate)
+        nodes = (panels[:-1, None] + half * (1 + _NODES)).flatten()
+        if process.variable == "log_snr":
+            t.append(process.time_of_log_snr(nodes))
+            weight.append((-half * _WEIGHTS).flatten())
+        else:
+            t.append(nodes.exp())
+            rate = process.diffusion2(t[-1]) / process.sigma(t[-1]) ** 2
+            weight.append((half * _WEIGHTS).flatten() * t[-1] * rate)
         piece.append(torch.full((len(nodes),), i))
     return torch.cat(t), torch.cat(weight), torch.cat(piece)

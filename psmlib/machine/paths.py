@@ -29,6 +29,7 @@ ROOT: Path = _folder("PSMLIB_ROOT", PACKAGE.parent)
 NOTEBOOKS: Path = ROOT / "notebooks"
 DATA: Path = ROOT / "data"
 PAPER_VALUES: Path = DATA / "paper_values.toml"
+EXACT_VALUES: Path = DATA / "exact_values.json"
 LOCK: Path = ROOT / "requirements.lock"
 
 OUTPUT: Path = _folder("PSMLIB_OUTPUT", ROOT)

@@ -1,5 +1,6 @@
 """The measurements for the property table, on cases with known results."""
 
+import itertools
 import math
 
 import pytest
@@ -125,11 +126,27 @@ def test_blocks_of_a_bank_do_not_depend_on_each_other_and_one_network_does():
 
 def test_trainings_that_agree_have_no_disagreement():
     x = torch.randn(4000, 2, generator=stream(3), dtype=F64)
-    assert disagreement([x, x, 3 * x])[0] == 0
+    assert disagreement([x, x, x]) == (0, 0)
     found = disagreement([x, x + 0.1 * math.sqrt(2)])
-    assert float(found) == pytest.approx(0.1, rel=0.05)
+    assert found.value == pytest.approx(0.1, rel=0.05) and found.stderr is None  # one pair says nothing of its error
     with pytest.raises(ValueError, match="^a disagreement takes the codes of two trainings or more, got 1$"):
         disagreement([x])
+
+
+def test_the_error_of_a_disagreement_is_its_spread_over_sets_of_trainings():
+    def trainings(seed, count=5):
+        """Codes that share a map but for noise of a size of their own, so that pairs are correlated."""
+        g = stream(seed)
+        x = torch.randn(500, 2, generator=stream(9), dtype=F64)
+        sizes = 0.2 + 0.3 * torch.rand(count, generator=g, dtype=F64)
+        return [x + size * torch.randn(x.shape, generator=g, dtype=F64) for size in sizes]
+
+    found = [disagreement(trainings(seed)) for seed in range(200)]
+    spread = torch.tensor([f.value for f in found]).std()
+    said = sum(f.stderr**2 for f in found) / len(found)
+    assert 0.8 < said**0.5 / spread < 1.3 and found[0].df == 4 and found[0].seeds == 5
+    pairs = torch.tensor([(a - b).norm() for a, b in itertools.combinations(trainings(0), 2)])
+    assert found[0].stderr > 1.2 * pairs.std() / pairs.mean() * found[0].value / 10**0.5  # ten independent pairs
 
 
 def test_an_update_with_no_rate_leaves_dependence_alone():

@@ -15,7 +15,7 @@ from psmlib.data.images import load
 from psmlib.evaluation import feature_extractors
 from psmlib.evaluation.digit_classifier import to_bytes
 from psmlib.evaluation.feature_extractors import METRICS, NAME, DigitsExtractor
-from psmlib.evaluation.sample_quality import SampleQuality, floor, sample_quality
+from psmlib.evaluation.sample_quality import SampleQuality, real_images, sample_quality
 
 DIGITS = load("digits")
 TRAIN, TEST = DIGITS.train, DIGITS.test
@@ -103,7 +103,7 @@ def test_kid_is_what_torch_fidelity_estimates():
 def test_kid_of_real_images_is_zero_on_average():
     pool = torch.cat([TRAIN, REST])  # not by split, which shares out the classes more evenly than chance
     for n, m in ((40, 40), (30, 200)):
-        found = floor(pool, n, m, metrics="kid", repeats=100)
+        found = real_images(pool, n, m, metrics="kid", repeats=100)
         assert abs(found.value["kid"]) < 4 * found.stderr["kid"] / 100**0.5
 
 
@@ -173,15 +173,15 @@ def test_standard_errors_are_those_of_fresh_samples():
         assert 0.75 < np.mean([s[metric] for s in said]) / truth < 1.35
 
 
-def test_the_floor_falls_as_one_over_n():
+def test_the_distance_of_real_images_falls_as_one_over_n():
     pool = torch.cat([TRAIN, REST])
-    few, many = (floor(pool, n, metrics="fd", repeats=40) for n in (80, 320))
+    few, many = (real_images(pool, n, metrics="fd", repeats=40) for n in (80, 320))
     assert 3 < few.value["fd"] / many.value["fd"] < 5 and (many.samples, many.reference) == (320, 320)
     assert figure(TRAIN[:320], TEST, "fd") < many.value["fd"] + 4 * many.stderr["fd"]
 
 
-def test_the_floor_against_a_fixed_reference():
-    found = floor(TRAIN, 200, TEST, metrics=("fd", "kid"), repeats=40)
+def test_real_images_against_a_fixed_reference():
+    found = real_images(TRAIN, 200, TEST, metrics=("fd", "kid"), repeats=40)
     fresh = [sample_quality(TRAIN[torch.randperm(1258, generator=torch.Generator().manual_seed(s))[:200]], TEST,
                             metrics=("fd", "kid"), repeats=2).value for s in range(40)]  # fmt: skip
     for metric in ("fd", "kid"):
@@ -189,11 +189,13 @@ def test_the_floor_against_a_fixed_reference():
         assert abs(found.value[metric] - mean) < 4 * spread / 40**0.5
         assert 0.6 < found.stderr[metric] / (spread / (1 - 200 / 1258) ** 0.5) < 1.6
     assert (found.samples, found.reference) == (200, 359)
-    assert floor(TRAIN.flip(0), 200, TEST, metrics="fd", repeats=3) == floor(TRAIN, 200, TEST, metrics="fd", repeats=3)
+    assert real_images(TRAIN.flip(0), 200, TEST, metrics="fd", repeats=3) == real_images(
+        TRAIN, 200, TEST, metrics="fd", repeats=3
+    )
 
 
-def test_the_spread_of_a_floor_makes_good_for_a_finite_pool():
-    found = floor(TRAIN[:900], 700, TEST[:150], metrics="precision", repeats=60)
+def test_the_spread_of_real_images_makes_good_for_a_finite_pool():
+    found = real_images(TRAIN[:900], 700, TEST[:150], metrics="precision", repeats=60)
     p = found.value["precision"]
     assert 0.7 < found.stderr["precision"] / (p * (1 - p) / 700) ** 0.5 < 1.4
 
@@ -201,7 +203,7 @@ def test_the_spread_of_a_floor_makes_good_for_a_finite_pool():
 def test_the_spread_of_disjoint_parts_is_that_of_the_draws(monkeypatch):
     monkeypatch.setattr("psmlib.evaluation.sample_quality._metrics", lambda *_: {"fd": np.array([values.pop()])})
     values = [3.0, 1.0]
-    found = floor(TRAIN[:40], 20, metrics="fd", repeats=2)
+    found = real_images(TRAIN[:40], 20, metrics="fd", repeats=2)
     assert found.value["fd"] == 2 and found.stderr["fd"] == pytest.approx(2**0.5)
 
 
@@ -210,7 +212,7 @@ def test_nothing_is_printed_kept_or_drawn_from_the_global_generators(tmp_path, m
     monkeypatch.setenv("HOME", str(tmp_path))
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     sample_quality(TRAIN[:20], TEST[:20], repeats=2)
-    floor(TRAIN[:40], 10, repeats=2)
+    real_images(TRAIN[:40], 10, repeats=2)
     assert torch.equal(states[0], torch.get_rng_state()) and (states[1] == np.random.get_state()[1]).all()
     assert states[2] == random.getstate()
     assert capfd.readouterr() == ("", "") and not list(tmp_path.rglob("*"))
@@ -246,20 +248,20 @@ def test_bad_arguments_are_named(change, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((TRAIN[:50], 26), "pool of 50 images gives no floor for 26 of them and 26 others"),
-        ((TRAIN[:50], 7), "no floor for 7"),
+        ((TRAIN[:50], 26), "pool of 50 images is too small to draw 26 of them and 26 others"),
+        ((TRAIN[:50], 7), "too small to draw 7 of them"),
         ((TRAIN[:50], 20, 7), "and 7 others"),
-        ((TRAIN[:50], 50, TEST), "no floor for 50 of them: use 8 or more"),
+        ((TRAIN[:50], 50, TEST), "too small to draw 50 of them anew each time: use 8 or more"),
         ((TRAIN, 50, TRAIN[:100]), "the reference lies in the pool"),
     ],
 )
-def test_floors_that_make_no_sense_are_refused(arguments, words):
+def test_draws_of_real_images_that_make_no_sense_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
-        floor(*arguments)
+        real_images(*arguments)
     with pytest.raises(ValueError, match="two draws or more"):
-        floor(TRAIN, 20, repeats=1)
-    assert floor(TRAIN[:50], 25, metrics="fd", repeats=2).reference == 25  # the very halves
-    assert floor(TRAIN[:50], 49, TEST[:20], metrics="fd", repeats=2).samples == 49
+        real_images(TRAIN, 20, repeats=1)
+    assert real_images(TRAIN[:50], 25, metrics="fd", repeats=2).reference == 25  # the very halves
+    assert real_images(TRAIN[:50], 49, TEST[:20], metrics="fd", repeats=2).samples == 49
 
 
 @pytest.fixture

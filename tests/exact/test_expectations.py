@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from psmlib.data.toys import HG, Mixture
-from psmlib.exact.expectations import Quadrature, estimate, expectation, time_rule, weighted_sum
+from psmlib.exact.expectations import (
+    Quadrature,
+    component_average,
+    estimate,
+    expectation,
+    time_rule,
+    weighted_sum,
+)
 from psmlib.partition import TPSM_B
 from psmlib.process import EDM, RVE, VE, VP, OTFlow, SubVP
 
@@ -14,6 +21,12 @@ F64 = torch.float64
 LINE = Mixture(gaussians=[(0.3, [1.0], 0.01), (0.7, [3.0], 0.25)], name="line")
 BOX = Mixture(boxes=[(1, [0.3, -0.2], [0.5, 0.2], 30.0)], name="box")
 SPACE = Mixture(gaussians=[(1, [0.5, 0.0, -0.5], 0.3), (2, [-0.5, 0.1, 0.2], 0.1)], name="space")
+SLANTED = Mixture(
+    gaussians=[(3, [0.5, -0.3], [[0.2, 0.05], [0.05, 0.1]])],
+    boxes=[(5, [-0.6, 0.4], [0.5, 0.2], 30.0), (2, [0.9, 0.8], [0.1, 0.6], -15.0)],
+    name="slanted",
+)
+EVERY = [VP(0.0, 10.0), VP(), SubVP(), VE(0.01, 5.0), RVE(0.001, 5.0, 0.05), OTFlow(), EDM(3.0)]
 each = pytest.mark.parametrize("p", [VP(), SubVP(), VE(0.05, 4.0), EDM(3.0)], ids=repr)
 
 
@@ -45,6 +58,24 @@ def test_moments_by_sobol_points_lie_within_their_errors(toy):
         assert 0 < error < 0.01 and abs(found - wanted) < 5 * error
 
 
+@pytest.mark.parametrize("p", EVERY, ids=lambda p: type(p).__name__)
+def test_moments_by_component(p):
+    t = 0.3 * p.T
+    alpha, sigma = float(p.alpha(t)), float(p.sigma(t))
+    for j in range(2):
+        mean, stderr = component_average(SLANTED, lambda x, j=j: x[:, j], process=p, t=t)
+        assert abs(mean - alpha * float(SLANTED.mean[j])) < 5 * stderr + 1e-6
+        square, stderr = component_average(SLANTED, lambda x, j=j: x[:, j] ** 2, process=p, t=t)
+        want = alpha**2 * float(SLANTED.cov[j, j] + SLANTED.mean[j] ** 2) + sigma**2
+        assert abs(square - want) < 5 * stderr + 1e-6
+    # the score has mean zero, and E[x . s] = -d, for every density
+    law = SLANTED.diffused(p)
+    zero, stderr = component_average(SLANTED, lambda x: law.score(x, t)[:, 0], process=p, t=t, m=8)
+    assert abs(zero) < 5 * stderr + 1e-6
+    dim, stderr = component_average(SLANTED, lambda x: (x * law.score(x, t)).sum(1), process=p, t=t, m=8)
+    assert abs(dim + 2) < 5 * stderr + 1e-6
+
+
 def test_errors_are_those_of_repeats():
     many = Quadrature(HG(), limit=0, m=4, repeats=64)
     values = expectation(many, VP(), 0.2, lambda x: (3 * x[:, 0]).cos())
@@ -74,9 +105,11 @@ def test_laws_are_made_once_and_kept_apart():
     assert rule.law(VP()) is rule.law(VP()) and rule.law(VP()) is not rule.law(VE())
 
 
-@pytest.mark.parametrize("p", [VP(), VP(0.0, 10.0), SubVP(), VE(), RVE(0.01, 5.0, 0.1), EDM(3.0), OTFlow()], ids=repr)
+@pytest.mark.parametrize("p", [VP(), VP(0.0, 10.0), SubVP(), VE(), RVE(0.01, 5.0, 0.1), RVE(), EDM(3.0), OTFlow()], ids=repr)
 def test_time_integrals(p):
-    edges = [1e-4 * p.T, 0.3 * p.T, 0.9 * p.T] if not isinstance(p, RVE) else [0.05, 0.3, 0.9]
+    edges = [1e-4 * p.T, 0.3 * p.T, 0.9 * p.T]
+    if isinstance(p, RVE):
+        edges = [0.5 * p.eps, 3 * p.eps, 0.9]
     t, weight, piece = time_rule(p, edges)
     for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False)):
         inner = piece == i

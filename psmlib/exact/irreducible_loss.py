@@ -1,4 +1,4 @@
-"""Floors: the NLL and the loss of a perfect score, by quasi-Monte Carlo under the exact distribution."""
+"""The least denoising loss that any network can have, that of the exact score."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from psmlib.exact.mixture import DiffusedMixture
 from psmlib.process import Process, as_time
 
 
-def nll_floor(mixture: Components, process: Process, t0: float, **kw) -> tuple[float, float]:
-    r"""The NLL of a perfect score: :math:`-E\log p_{t_0}(x_0)`, with x_0 inserted at t_0 without noise.
-
-    Returns:
-        The floor and its standard error, in nats.
-
-    Example:
-        >>> from psmlib.data.toys import HG
-        >>> from psmlib.process import VP
-        >>> round(nll_floor(HG(), VP(0., 12.), .01)[0], 2)          # the released protocol of SA-DPM
-        1.05
-    """
-    exact = DiffusedMixture(mixture, process)
-    mean, stderr = component_average(mixture, lambda x: exact.log_prob(x, t0), **kw)
-    return -mean, stderr
-
-
 def irreducible_loss(mixture: Components, process: Process, t: float, kind: str = "eps", **kw) -> tuple[float, float]:
     r"""The denoising loss of the exact score per axis, :math:`E|y - E[y|x_t]|^2/d`, for y the ``kind`` of target.
 
     Given x_t, every target, such as eps = (x_t - alpha x_0)/sigma, is a linear function of x_0, so the loss is a
     multiple of E tr C with C the posterior covariance of x_0.
 
+    Args:
+        mixture: The distribution of x_0.
+        process: How it is diffused.
+        t: The time.
+        kind: Any of :data:`psmlib.process.PREDICTIONS`.
+        **kw: Settings of :func:`psmlib.exact.expectations.component_average`.
+
     Returns:
         The loss and its standard error.
+
+    Raises:
+        ValueError: for an unknown kind.
+
+    Example:
+        >>> from psmlib.data.toys import Mixture
+        >>> from psmlib.process import VP
+        >>> loss, _ = irreducible_loss(Mixture(gaussians=[(1., [0., 0.], 1.)]), VP(), .5)
+        >>> abs(loss - float(VP().alpha(.5)) ** 2) < 1e-12          # eps given x has variance alpha^2
+        True
     """
     exact = DiffusedMixture(mixture, process)
     s = as_time(t)
