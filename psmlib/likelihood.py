@@ -8,8 +8,10 @@ Along :math:`dx/dt = v(x, t)` the log density obeys :math:`d\log p/dt = -\mathrm
 reconstruction term: the result is :math:`\log p_{t_0}(x_0)`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from psmlib.machine.checks import check_choice, check_count
 from psmlib.partition import Partition
 from psmlib.process import Process
 from psmlib.sampling import grids
+from psmlib.sampling.variables import LONGEST, fields_in, points, variable_of
 from psmlib.score import Score
 from psmlib.solvers import METHODS, adaptive, fixed
 
@@ -59,15 +62,21 @@ class Likelihood:
         return end_law(prior, self.process, self.t1)(self.x_T.double()) + self.change.double()
 
 
-def time_grid(score: Score, process: Process, t0: float, t1: float, steps: int, grid: str | Tensor) -> Tensor:
+def time_grid(
+    score: Score, process: Process, t0: float, t1: float, steps: int, grid: str | Tensor, *, adaptive: bool = False
+) -> Tensor:
     """The time grid of that name, with a bank's block borders among its points.
 
     "blocks" gives every block the same number of steps, as the paper does. "warped" has equal steps in t^(1/3): short
-    at small t, where the velocity of a VP path with linear beta changes fastest, and not too long at large t.
+    at small t, where the velocity of a VP path with linear beta changes fastest, and not too long at large t. An
+    adaptive solver finds its own steps and needs only the two ends and the borders.
     """
+    if not isinstance(grid, Tensor):
+        check_choice("grid", grid, GRIDS)
+    if adaptive:
+        steps, grid = 1, "uniform"
     if isinstance(grid, Tensor):
         return grid
-    check_choice("grid", grid, GRIDS)
     partition = getattr(score, "partition", None)
     if grid == "blocks":
         return grids.per_block(t0, t1, partition or Partition([0, t1]), steps)
@@ -84,6 +93,7 @@ def log_likelihood(
     score: Score, process: Process, x: Tensor, *, t0: float, t1: float | None = None, steps: int = 100,
     method: str = "rk4", divergence: str = "exact", grid: str | Tensor = "uniform", seed: int = 0,
     fresh_probes: bool = False, rtol: float = 1e-5, atol: float = 1e-5, max_nfe: int = 20000, prior=None,
+    variable: str | None = None,
 ) -> Likelihood:  # fmt: skip
     r"""Log density of points under the model that a Score defines, with the prior at t1.
 
@@ -107,13 +117,15 @@ def log_likelihood(
         max_nfe: Most evaluations that the adaptive method may use.
         prior: The model of the law at t1: a log density, (n, *shape) -> (n,), or an object with ``log_prob``, such as
             an auxiliary model; by default the prior of the process.
+        variable: What is stepped in, "t" or "log_snr": by default log SNR for the grid of that name and for a process
+            that is smooth in it alone, as reciprocal VE, else t. See :mod:`psmlib.sampling.variables`.
 
     Returns:
         A :class:`Likelihood`.
 
     Raises:
-        ValueError: for an unknown name, t0 outside [0, t1), a log-determinant without Euler, or an auxiliary model of
-            another time or process.
+        ValueError: for an unknown name, t0 outside [0, t1), a log-determinant without Euler, an auxiliary model of
+            another time or process, or a variable that does not suit the process, the ends or the steps.
         RuntimeError: when the adaptive method runs out of evaluations.
 
     Example:
@@ -134,15 +146,14 @@ def log_likelihood(
     check_choice("divergence", divergence, DIVERGENCES)
     if divergence == "logdet" and method != "euler":
         raise ValueError(f'divergence="logdet" needs Euler steps: use method="euler", not {method!r}')
+    variable = variable_of(process, variable, grid)
     law = end_law(prior, process, t1)
     if divergence == "hutchinson":
         generator = torch.Generator().manual_seed(seed)
         probe = [rademacher(x, generator)]
     counter = [0]
 
-    def fields(t_mid: float):
-        piece = score.on_block(t_mid)
-
+    def field_of(piece: Score):
         def field(y: Tensor, t: float):
             counter[0] += 1
             if divergence == "hutchinson":
@@ -155,17 +166,19 @@ def log_likelihood(
 
         return field
 
-    times = time_grid(score, process, t0, t1, steps, grid)
-    if solved := score.whole_solve(x, times, method, divergence):
+    own_steps = method == "adaptive"
+    times = time_grid(score, process, t0, t1, steps, grid, adaptive=own_steps)
+    ends = points(process, times, variable, math.inf if own_steps else LONGEST)
+    fields = fields_in(variable, field_of, score, process, times)
+    if variable == "t" and (solved := score.whole_solve(x, times, method, divergence)):
         y, change, counter[0] = solved
     elif divergence == "logdet":
-        y, change = _euler_logdet(fields, x, times)
-    elif method == "adaptive":
-        ends = grids.with_borders(torch.tensor([t0, t1], dtype=torch.float64), getattr(score, "partition", None))
-        for step in adaptive(fields, x, ends, rtol=rtol, atol=atol, max_nfe=max_nfe):
+        y, change = _euler_logdet(fields, x, ends)
+    elif own_steps:
+        for step in adaptive(fields, x, ends, rtol=rtol, atol=atol, max_nfe=max_nfe, variable=variable):
             y, change = step[:2]
     else:
-        for step in fixed(fields, x, times, method):
+        for step in fixed(fields, x, ends, method):
             y, change = step[:2]
     log_prior = law(y)
     return Likelihood(log_prior + change, counter[0], y, log_prior, change, process, t1)
@@ -176,11 +189,11 @@ def rademacher(x: Tensor, generator: torch.Generator) -> Tensor:
     return (torch.randint(0, 2, x.shape, generator=generator, device=generator.device) * 2 - 1).to(x)
 
 
-def _euler_logdet(fields, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+def _euler_logdet(fields, x: Tensor, times: list[float]) -> tuple[Tensor, Tensor]:
     """Euler steps with the exact log change of volume of each."""
     change = x.new_zeros(len(x))
     eye = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-    for t, s in zip(times.tolist(), times.tolist()[1:], strict=False):
+    for t, s in pairwise(times):
         v, jac = fields((t + s) / 2)(x, t)
         x, change = x + (s - t) * v, change + torch.linalg.slogdet(eye + (s - t) * jac)[1]
     return x, change

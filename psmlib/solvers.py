@@ -1,7 +1,8 @@
 r"""Explicit Runge-Kutta solvers of dx/dt = v(x, t), da/dt = w(x, t), on a given grid or with adaptive steps.
 
 The state is a pair (x, a) of points and a scalar for each point, such as an integrated divergence: a likelihood is one
-solution with the pair (velocity, divergence). Each method is defined by its Butcher tableau.
+solution with the pair (velocity, divergence). Each method is defined by its Butcher tableau. Here t is whatever is
+stepped in; :mod:`psmlib.sampling.variables` puts an equation in t in terms of log SNR.
 """
 
 from collections.abc import Callable, Iterator
@@ -86,15 +87,16 @@ def fixed(fields: Callable[[float], Field], x: Tensor, times, method: str) -> It
 
 
 def adaptive(
-    fields: Callable[[float], Field], x: Tensor, times, *, rtol: float = 1e-5, atol: float = 1e-5, max_nfe: int = 20000
-) -> Iterator[tuple[Tensor, Tensor, float, int]]:
+    fields: Callable[[float], Field], x: Tensor, times, *, rtol: float = 1e-5, atol: float = 1e-5, max_nfe: int = 20000,
+    variable: str = "t",
+) -> Iterator[tuple[Tensor, Tensor, float, int]]:  # fmt: skip
     """Dormand-Prince steps with error control between consecutive ``times``, yielding (x, a, t, nfe) at each of them.
 
     The error norm is the root mean square over all points and axes of x and over a, as in scipy and torchdiffeq. A step
     costs six evaluations, because its first slope is the last one of the step before.
 
     Raises:
-        RuntimeError: when ``max_nfe`` evaluations do not suffice, naming the time that was reached.
+        RuntimeError: when ``max_nfe`` evaluations do not suffice, naming the value of ``variable`` that was reached.
     """
     times, nfe = [float(t) for t in times], 0
     a: Tensor | float = 0.0
@@ -106,7 +108,7 @@ def adaptive(
             h = sign * min(abs(h), abs(end - t))
             if nfe + 7 > max_nfe:
                 mend = f"loosen rtol and atol, raise max_nfe ({max_nfe}), or use a fixed grid"
-                raise RuntimeError(f"the adaptive solver stopped at t = {t:g} after {nfe} evaluations: {mend}")
+                raise RuntimeError(f"the adaptive solver stopped at {variable} = {t:g} after {nfe} evaluations: {mend}")
             ks, ls = stages(field, DOPRI5, x, t, h, first)
             nfe += 7 if first is None else 6
             ends = [(u, u + h * _combine(DOPRI5.b, s), h * _combine(_DOPRI5_ERROR, s)) for u, s in ((x, ks), (a, ls))]

@@ -16,6 +16,7 @@ from psmlib.likelihood import time_grid
 from psmlib.process import Process
 from psmlib.sampling import last
 from psmlib.sampling.ode import probability_flow
+from psmlib.sampling.variables import variable_of
 from psmlib.score import Score
 from psmlib.training.batches import draw_points
 
@@ -97,6 +98,7 @@ def diffused_batches(data, process: Process, T: float) -> Callable[[int, torch.G
 def ode_ends(
     score: Score, process: Process, x: Tensor, T: float, *, t0: float, steps: int = 100, method: str = "rk4",
     grid: str | Tensor = "uniform", rtol: float = 1e-5, atol: float = 1e-5, max_nfe: int = 20000,
+    variable: str | None = None,
 ) -> Tensor:  # fmt: skip
     """Where the probability-flow equation with this score takes the data, which the (S) column is fitted to.
 
@@ -114,12 +116,13 @@ def ode_ends(
         rtol: Relative tolerance of the adaptive method.
         atol: Absolute tolerance.
         max_nfe: Evaluations after which the adaptive method gives up.
+        variable: What is stepped in, "t" or "log_snr".
 
     Returns:
         Shape: (n, *shape).
 
     Raises:
-        ValueError: for T outside (0, process.T], t0 outside [0, T), or an unknown name.
+        ValueError: for T outside (0, process.T], t0 outside [0, T), an unknown name, or a variable that does not suit.
         RuntimeError: when the adaptive method runs out of evaluations.
 
     Example:
@@ -132,6 +135,6 @@ def ode_ends(
     check_time(process, T)
     if not 0 <= t0 < T:
         raise ValueError(f"t0 must lie in [0, {T:g}), got {t0!r}")
-    # adaptive steps need no grid of their own: [t0, T] with the block borders
-    times = time_grid(score, process, t0, T, *((1, "uniform") if method == "adaptive" else (steps, grid)))
-    return last(probability_flow(score, x, times, method=method, rtol=rtol, atol=atol, max_nfe=max_nfe)).x
+    times = time_grid(score, process, t0, T, steps, grid, adaptive=method == "adaptive")
+    how = dict(method=method, rtol=rtol, atol=atol, max_nfe=max_nfe, variable=variable_of(process, variable, grid))
+    return last(probability_flow(score, x, times, **how)).x

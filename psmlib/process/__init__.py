@@ -2,8 +2,9 @@
 
 from psmlib.process.families import EDM, RVE, VE, VP, OTFlow, SubVP
 from psmlib.process.path import PREDICTIONS, Process, as_time, expand
-from psmlib.process.stopped import Retimed, Shortened
+from psmlib.process.stopped import Lengthened, Retimed, Shortened
 
 __all__ = [
-    "EDM", "OTFlow", "PREDICTIONS", "Process", "RVE", "Retimed", "Shortened", "SubVP", "VE", "VP", "as_time", "expand",
+    "EDM", "Lengthened", "OTFlow", "PREDICTIONS", "Process", "RVE", "Retimed", "Shortened", "SubVP", "VE", "VP",
+    "as_time", "expand",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """The processes: variance-preserving, sub-VP, variance-exploding, reciprocal VE, flow matching and EDM.
 
-Each gives the coefficients of a :class:`~psmlib.process.path.Process`, and the time at which sigma has a given value.
+Each gives the coefficients of a :class:`~psmlib.process.path.Process`, and the time at which sigma or log SNR has a
+given value.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from psmlib.process.path import Process, as_time
@@ -65,7 +67,12 @@ class VP(Process):
 
     def time_of_sigma(self, sigma: float | Tensor) -> Tensor:
         """The time at which the noise level is ``sigma``, by the quadratic formula."""
-        B = -torch.log1p(-(as_time(sigma) ** 2))
+        return self._time_of_integral(-torch.log1p(-(as_time(sigma) ** 2)))
+
+    def time_of_log_snr(self, value):
+        return self._time_of_integral(-F.logsigmoid(as_time(value)))  # sigma^2 = sigmoid(-value)
+
+    def _time_of_integral(self, B: Tensor) -> Tensor:
         slope = self.beta_max - self.beta_min
         root = torch.sqrt(self.beta_min**2 + 2 * slope * B)
         return 2 * B / (self.beta_min + root).clamp_min(1e-30)  # 0 / 0 at sigma = 0 when beta(0) = 0
@@ -86,6 +93,10 @@ class SubVP(VP):
 
     def time_of_sigma(self, sigma):
         return super().time_of_sigma(as_time(sigma).sqrt())
+
+    def time_of_log_snr(self, value):
+        # sigma / alpha = 2 sinh(B / 2)
+        return self._time_of_integral(2 * torch.asinh(0.5 * torch.exp(-0.5 * as_time(value))))
 
 
 @dataclass(frozen=True)
@@ -133,8 +144,11 @@ class VE(Process):
 class RVE(VE):
     r"""Reciprocal variance-exploding path, :math:`\sigma(t)=\sigma_{max}(\sigma_{min}/\sigma_{max})^{\epsilon/t}`.
 
-    Nearly all of the noise is added before :math:`t = 100\epsilon`, so integrate over 1/t or log sigma.
+    Nearly all of the noise is added before :math:`t = 100\epsilon`, where steps in t would miss it: solvers step in
+    log SNR.
     """
+
+    variable = "log_snr"
 
     sigma_min: float = 1e-3
     sigma_max: float = 50.0
@@ -177,6 +191,9 @@ class OTFlow(Process):
     def time_of_sigma(self, sigma):
         """The time at which the noise level is ``sigma``."""
         return as_time(sigma)
+
+    def time_of_log_snr(self, value):
+        return torch.sigmoid(-0.5 * as_time(value))
 
 
 @dataclass(frozen=True)

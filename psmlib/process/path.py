@@ -47,8 +47,13 @@ class Process:
     """A Gaussian path on [0, T]; the base class of all processes.
 
     Subclasses define :meth:`alpha`, :meth:`sigma`, :meth:`alpha_rate` and :meth:`sigma_rate`, each
-    mapping times of shape () or (n,) to values of the same shape.
+    mapping times of shape () or (n,) to values of the same shape, and their inverse :meth:`time_of_log_snr`.
+
+    Attributes:
+        variable: In which its velocity is smooth, "t" or "log_snr"; solvers step in it by default.
     """
+
+    variable = "t"
 
     @property
     def T(self) -> float:
@@ -88,6 +93,15 @@ class Process:
     def log_snr(self, t: float | Tensor) -> Tensor:
         """Log signal-to-noise ratio, log(alpha^2 / sigma^2), decreasing from +inf at t = 0."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    def log_snr_rate(self, t: float | Tensor) -> Tensor:
+        """Time derivative of log SNR, -g^2 / sigma^2 (Kingma et al., 2021)."""
+        t = as_time(t)
+        return -self.diffusion2(t) / self.sigma(t) ** 2
+
+    def time_of_log_snr(self, value: float | Tensor) -> Tensor:
+        """The time at which log SNR has the given value; here for a path without drift, where sigma tells it."""
+        return self.time_of_sigma(torch.exp(-0.5 * as_time(value)))
 
     def perturb(self, x0: Tensor, t: float | Tensor, eps: Tensor) -> Tensor:
         """Draws x_t given x_0 with the noise ``eps``.

@@ -1,4 +1,4 @@
-r"""Processes derived from others: one stopped at an earlier time, and one with another time scale."""
+r"""Processes derived from others: one stopped earlier, one continued beyond its end, and one on another time scale."""
 
 from __future__ import annotations
 
@@ -11,42 +11,15 @@ from psmlib.process.path import Process, as_time
 
 
 @dataclass(frozen=True)
-class Shortened(Process):
-    r"""A process restricted to [0, T], with the same coefficients.
-
-    Its prior is, with a drift, the stationary distribution of the process, N(0, I) for VP; without a drift
-    :math:`N(0, \sigma^2(T) I)`, with :math:`\sigma(0)` subtracted (Franzese et al., Table 1).
-
-    Args:
-        process: The process; if it is itself a shortened one, its original is taken.
-        T: The new end.
-
-    Raises:
-        ValueError: when T lies outside (0, process.T].
-
-    Example:
-        >>> from psmlib.process import VE, VP
-        >>> Shortened(VP(0., 10.), .4)
-        Shortened(process=VP(beta_min=0.0, beta_max=10.0), T=0.4)
-        >>> Shortened(VP(), .4).prior_std, round(Shortened(VE(.01, 100.), .5).prior_std, 2)
-        (1.0, 1.0)
-        >>> Shortened(VP(), 1.5)
-        Traceback (most recent call last):
-        ...
-        ValueError: T = 1.5 lies outside (0, 1], where VP(beta_min=0.1, beta_max=20.0) runs: give a time within it
-    """
+class _Ended(Process):
+    """The coefficients of a process on [0, T]."""
 
     process: Process
-    T: float = math.nan  # no default: it hides the property of Process, and is refused below
+    T: float = math.nan  # no default: it hides the property of Process, and is refused by the subclasses
 
-    def __post_init__(self):
-        if not 0 < self.T <= self.process.T:
-            raise ValueError(
-                f"T = {self.T:g} lies outside (0, {self.process.T:g}], where {self.process} runs: give a time within it"
-            )
-        object.__setattr__(self, "T", float(self.T))
-        if isinstance(self.process, Shortened):
-            object.__setattr__(self, "process", self.process.process)
+    @property
+    def variable(self) -> str:
+        return self.process.variable
 
     @property
     def prior_std(self) -> float:
@@ -78,6 +51,75 @@ class Shortened(Process):
     def time_of_sigma(self, sigma):
         """The time at which the noise level is ``sigma``; beyond T for a level that is not reached."""
         return self.process.time_of_sigma(sigma)
+
+    def time_of_log_snr(self, value):
+        return self.process.time_of_log_snr(value)
+
+
+@dataclass(frozen=True)
+class Shortened(_Ended):
+    r"""A process restricted to [0, T], with the same coefficients.
+
+    Its prior is, with a drift, the stationary distribution of the process, N(0, I) for VP; without a drift
+    :math:`N(0, \sigma^2(T) I)`, with :math:`\sigma(0)` subtracted (Franzese et al., Table 1).
+
+    Args:
+        process: The process; if it is itself a shortened one, its original is taken.
+        T: The new end.
+
+    Raises:
+        ValueError: when T lies outside (0, process.T].
+
+    Example:
+        >>> from psmlib.process import VE, VP
+        >>> Shortened(VP(0., 10.), .4)
+        Shortened(process=VP(beta_min=0.0, beta_max=10.0), T=0.4)
+        >>> Shortened(VP(), .4).prior_std, round(Shortened(VE(.01, 100.), .5).prior_std, 2)
+        (1.0, 1.0)
+        >>> Shortened(VP(), 1.5)
+        Traceback (most recent call last):
+        ...
+        ValueError: T = 1.5 lies outside (0, 1], where VP(beta_min=0.1, beta_max=20.0) runs: give a time within it
+    """
+
+    def __post_init__(self):
+        if not 0 < self.T <= self.process.T:
+            raise ValueError(
+                f"T = {self.T:g} lies outside (0, {self.process.T:g}], where {self.process} runs: give a time within it"
+            )
+        object.__setattr__(self, "T", float(self.T))
+        if isinstance(self.process, Shortened):
+            object.__setattr__(self, "process", self.process.process)
+
+
+@dataclass(frozen=True)
+class Lengthened(_Ended):
+    r"""A process continued to T beyond its end by the same formulas, such as VP with its linear :math:`\beta(t)`.
+
+    Args:
+        process: The process.
+        T: The new end.
+
+    Raises:
+        ValueError: when T is not beyond the end, or the formulas do not continue as far, as those of flow matching.
+
+    Example:
+        >>> from psmlib.process import VE, VP
+        >>> longer = Lengthened(VP(0., 10.), 2.)
+        >>> float(longer.diffusion2(1.5)), longer.T
+        (15.0, 2.0)
+        >>> round(Lengthened(VE(.01, 1.), 2.).prior_std)                             # 100 times as much for each unit
+        100
+    """
+
+    def __post_init__(self):
+        if not self.process.T < self.T < math.inf:
+            raise ValueError(
+                f"T = {self.T:g} is not beyond {self.process.T:g}, the end of {self.process}: Shortened stops there"
+            )
+        if not float(self.process.alpha(self.T)) > 0:
+            raise ValueError(f"{self.process} has no signal left before T = {self.T:g}: give a time closer to its end")
+        object.__setattr__(self, "T", float(self.T))
 
 
 @dataclass(frozen=True)
@@ -112,6 +154,11 @@ class Retimed(Process):
         return self.process.T
 
     @property
+    def variable(self) -> str:
+        # for a power below 1 the clock starts infinitely fast
+        return self.process.variable if self.power >= 1 else "log_snr"
+
+    @property
     def prior_std(self) -> float:
         return self.process.prior_std
 
@@ -142,4 +189,11 @@ class Retimed(Process):
 
     def time_of_sigma(self, sigma):
         """The time at which the noise level is ``sigma``."""
-        return self.T * (self.process.time_of_sigma(sigma) / self.T) ** (1 / self.power)
+        return self._own(self.process.time_of_sigma(sigma))
+
+    def time_of_log_snr(self, value):
+        return self._own(self.process.time_of_log_snr(value))
+
+    def _own(self, u: Tensor) -> Tensor:
+        """The time at which the clock shows u."""
+        return self.T * (u / self.T) ** (1 / self.power)

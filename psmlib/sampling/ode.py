@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from psmlib.process import Process
 from psmlib.sampling.state import State, check_descending
+from psmlib.sampling.variables import LONGEST, fields_in, points, variable_of
 from psmlib.score import Score
 from psmlib.solvers import adaptive, fixed
 
@@ -21,7 +23,7 @@ def ode(score: Score, process: Process, x_T: Tensor, times, **settings) -> Itera
         process: Its Gaussian path.
         x_T: Noise. Shape: (n, *shape).
         times: Descending times. Shape: (steps + 1,).
-        settings: method, rtol, atol and max_nfe of :func:`probability_flow`.
+        settings: method, variable, rtol, atol and max_nfe of :func:`probability_flow`.
 
     Yields:
         A :class:`~psmlib.sampling.state.State` after each step.
@@ -45,7 +47,7 @@ def ode(score: Score, process: Process, x_T: Tensor, times, **settings) -> Itera
 @torch.no_grad()
 def probability_flow(
     score: Score, x: Tensor, times, *, method: str = "rk4", rtol: float = 1e-5, atol: float = 1e-5,
-    max_nfe: int = 20000,
+    max_nfe: int = 20000, variable: str | None = None,
 ) -> Iterator[State]:  # fmt: skip
     """Integrates dx/dt = velocity through the times, which may descend (noise to data) or ascend (data to noise).
 
@@ -57,12 +59,14 @@ def probability_flow(
         rtol: Relative tolerance of the adaptive method.
         atol: Absolute tolerance.
         max_nfe: Evaluations after which the adaptive method gives up.
+        variable: What is stepped in, "t" or "log_snr"; by default the process's own, log SNR for reciprocal VE
+            and else t. See :mod:`psmlib.sampling.variables`.
 
     Yields:
         A :class:`~psmlib.sampling.state.State` after each step.
 
     Raises:
-        ValueError: for an unknown method.
+        ValueError: for an unknown method, or a variable that does not suit the process or the times.
         RuntimeError: when the adaptive method runs out of evaluations.
 
     Example:
@@ -76,18 +80,20 @@ def probability_flow(
     """
     calls = [0]
 
-    def fields(t_mid: float):
-        piece = score.on_block(t_mid)
-
+    def field_of(piece: Score):
         def field(x: Tensor, t: float):
             calls[0] += 1
             return piece.velocity(x, t), 0.0
 
         return field
 
+    process, times = score.process, [float(t) for t in times]
+    variable = variable_of(process, variable)
+    ends = points(process, times, variable, math.inf if method == "adaptive" else LONGEST)
+    fields = fields_in(variable, field_of, score, process, times)
     if method == "adaptive":
-        steps = adaptive(fields, x, times, rtol=rtol, atol=atol, max_nfe=max_nfe)
+        steps = adaptive(fields, x, ends, rtol=rtol, atol=atol, max_nfe=max_nfe, variable=variable)
     else:
-        steps = fixed(fields, x, times, method)
-    for y, _, t, *_ in steps:
+        steps = fixed(fields, x, ends, method)
+    for (y, *_), t in zip(steps, times[1:], strict=True):
         yield State(y, t, calls[0])

@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
+from scipy.optimize import brentq
 
-from psmlib.data.toys import HG, Mixture
-from psmlib.diffusion_time.elbo import elbo
+from psmlib.data.toys import HG, Mixture, exponential_ve, two_gaussians
+from psmlib.diffusion_time.elbo import elbo, elbo_curve
 from psmlib.diffusion_time.optimal_time import ascend_elbo, elbo_slope, elbo_slope_estimate, maximise_elbo
 from psmlib.exact.gaussian import GaussianScore
 from psmlib.exact.known_error import ScoreWithError
-from psmlib.process import VE, VP, Retimed, SubVP
+from psmlib.process import VE, VP, Lengthened, Retimed, SubVP
 
 F64 = torch.float64
 LINE = Mixture(gaussians=[(0.3, [1.0], 0.01), (0.7, [3.0], 0.25)], name="line")
@@ -92,6 +93,28 @@ def test_an_imperfect_score_wants_less(p):
     # better than its neighbours
     near = [elbo(LINE, p, many.T * u, score=constant(LINE, p, 1.0), eps=0.02).decomposed for u in (0.97, 1.03)]
     assert max(near) < many.bound.decomposed
+
+
+def test_an_optimum_beyond_the_customary_end():
+    # N(1, 1) under VE with s = sigma^2(T): KL = (2/s - log(1 + 1/s)) / 2 and G = c^2 log(s) / 2 + a constant
+    c, root = 0.1, brentq(lambda s: 2 / s - 1 / (1 + s) - 0.1**2, 1.0, 1e4)
+    longer = Lengthened(VE(0.05, 5.0), 2.0)
+    best = maximise_elbo(MOVED, longer, score=ScoreWithError(MOVED.diffused(longer), c), eps=0.01)
+    assert best.inner and 1 < best.T < 2
+    assert float(longer.sigma(best.T)) ** 2 == pytest.approx(root, rel=1e-7)
+    ends = maximise_elbo(MOVED, VE(0.05, 5.0), score=ScoreWithError(MOVED.diffused(longer), c), eps=0.01)
+    assert ends.T == 1 and not ends.inner  # a search that stops at 1 finds its end
+
+
+def test_the_optimum_of_the_papers_toy_with_a_small_error():
+    # leading terms: KL = |E x|^2 / (2 s), G = c^2 log(s) / 2 + a constant, so s* = |E x|^2 / c^2 = 576, T* = 1.277
+    line, longer = two_gaussians(), Lengthened(exponential_ve(), 2.0)
+    score = ScoreWithError(line.diffused(longer), 0.1)
+    best = maximise_elbo(line, longer, score=score, times=[0.5, 1.0, 1.5, 2.0], eps=1e-3)
+    assert best.inner and pytest.approx(1.2766, abs=1e-3) == best.T
+    costs = [b.G + b.KL for b in elbo_curve(line, longer, [1.0, best.T, 1.5], score=score, eps=1e-3)]
+    assert costs == pytest.approx([0.0871, 0.0713, 0.0746], abs=1e-4)
+    assert maximise_elbo(line, longer, times=[1.0, 2.0], eps=0.5).T == 2  # the true score wants all the time there is
 
 
 def test_an_optimum_beside_the_first_time_of_the_grid():

@@ -121,6 +121,19 @@ def test_measured_rates_of_vp(toy, n, c):
     assert local_rate(toy, VP20, T) == pytest.approx(n, rel=0.06)
 
 
+@pytest.mark.parametrize("share, tolerance", [(1e-2, 0.01), (1e-3, 0.002), (1e-4, 1e-3)])
+def test_a_small_leading_term_takes_over_late(share, tolerance):
+    # variance 1.018 is almost that of the noise, so that the skewness leads until exp(-B) is far below 1/100
+    toy = LINE.centred()
+    sizes = {n: float(hermite_moment(toy, n).square().sum()) / (2 * math.factorial(n)) * share**n for n in (2, 3, 4)}
+    T = time_of_share(VP20, share)
+    exponent = sum(n * size for n, size in sizes.items()) / sum(sizes.values())
+    assert local_rate(toy, VP20, T) == pytest.approx(exponent, rel=tolerance)
+    assert prior_kl(toy, VP20, T)[0] == pytest.approx(sum(sizes.values()), rel=2 * tolerance)
+    if share == 1e-4:
+        assert local_rate(toy, VP20, T) == pytest.approx(2, abs=0.02)
+
+
 def test_measured_rates_of_ve():
     p = VE(0.01, 50.0)
     for toy, n, c in ((LINE, 1, 2.88), (LINE.centred(), 2, 0.25 * float(LINE.cov) ** 2), (SKEWED, 2, 0.25)):

@@ -122,6 +122,24 @@ def test_time_of_sigma_inverts_sigma(p):
     assert float(p.sigma(p.time_of_sigma(s))) == pytest.approx(s, rel=1e-10)
 
 
+@each
+def test_time_of_log_snr_inverts_log_snr(p):
+    for t in (INNER * p.T, torch.tensor([1e-5, 1e-3, 0.02, 0.9999], dtype=F64) * p.T):
+        t = t[p.log_snr(t).isfinite()]
+        back = p.time_of_log_snr(p.log_snr(t))
+        # near T a reciprocal VE path hardly changes: there it is sigma that keeps its digits
+        torch.testing.assert_close(back, t, rtol=1e-8 if isinstance(p, RVE) else 1e-9, atol=0)
+        torch.testing.assert_close(p.sigma(back), p.sigma(t), rtol=1e-12, atol=0)
+    assert p.time_of_log_snr(0.0).dtype == F64
+
+
+@each
+def test_rate_of_log_snr(p):
+    t = INNER * p.T
+    torch.testing.assert_close(p.log_snr_rate(t), slope(p.log_snr, t), rtol=1e-9, atol=0)
+    torch.testing.assert_close(p.log_snr_rate(t), -p.diffusion2(t) / p.sigma(t) ** 2, rtol=1e-9, atol=0)
+
+
 def test_flow_matching_stays_finite_at_the_end():
     p = OTFlow()
     x, v = draw()

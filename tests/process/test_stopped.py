@@ -10,7 +10,7 @@ from psmlib.data.toys import HG, Mixture
 from psmlib.likelihood import log_likelihood
 from psmlib.nets.mlp import Plain
 from psmlib.partition import Partition
-from psmlib.process import EDM, RVE, VE, VP, Retimed, Shortened, SubVP
+from psmlib.process import EDM, RVE, VE, VP, Lengthened, OTFlow, Retimed, Shortened, SubVP
 from psmlib.training import fit
 
 F64 = torch.float64
@@ -24,6 +24,8 @@ def test_coefficients_are_those_of_the_process(p):
         assert torch.equal(getattr(short, name)(t), getattr(p, name)(t)), name
     assert short.T == 0.4 * p.T
     assert float(short.time_of_sigma(short.sigma(t)).sub(t).abs().max()) < 1e-9 * p.T
+    assert torch.equal(short.time_of_log_snr(p.log_snr(t)), p.time_of_log_snr(p.log_snr(t)))
+    assert short.variable == p.variable == ("log_snr" if isinstance(p, RVE) else "t")
 
 
 def test_priors_are_those_of_table_1():
@@ -70,6 +72,33 @@ def test_ends_outside_the_process_are_refused(T):
         Shortened(VP())
 
 
+def test_a_longer_process_goes_on_along_its_path():
+    # linear beta on [0, 2]: the same as twice the rates, and four times the slope, on [0, 1]
+    t = torch.linspace(0.1, 2, 9, dtype=F64)
+    for long, same in (
+        (Lengthened(VP(0.1, 20.0), 2.0), VP(0.2, 0.2 + 4 * 19.9)),
+        (Lengthened(VE(0.01, 1.0), 2.0), VE(0.01, 100.0)),
+    ):
+        torch.testing.assert_close(long.alpha(t), same.alpha(t / 2))
+        torch.testing.assert_close(long.sigma(t), same.sigma(t / 2))
+        torch.testing.assert_close(long.diffusion2(t), same.diffusion2(t / 2) / 2)
+        torch.testing.assert_close(long.time_of_log_snr(long.log_snr(t)), t)
+        assert long.T == 2 and long.prior_std == pytest.approx(same.prior_std, rel=1e-12)
+        short = Shortened(long, 1.5)
+        assert short.T == 1.5 and short.prior_std == pytest.approx(Shortened(same, 0.75).prior_std, rel=1e-12)
+
+
+@pytest.mark.parametrize("T", [0.5, 1.0, math.nan, math.inf])
+def test_a_longer_process_is_longer(T):
+    with pytest.raises(ValueError, match="not beyond 1.*use Shortened"):
+        Lengthened(VP(), T)
+
+
+def test_a_process_without_signal_does_not_go_on():
+    with pytest.raises(ValueError, match="no signal left before T = 1.5"):
+        Lengthened(OTFlow(), 1.5)
+
+
 def test_checkpoints_of_another_end_are_refused(tmp_path):
     toy, budget = HG().centred(), dict(updates=2, batch_size=4, path=tmp_path / "bank")
     list(fit(Bank(Plain(hidden=(4,)), 1), toy, Shortened(VP(), 0.4), Partition([0, 0.4]), **budget))
@@ -98,6 +127,8 @@ def test_a_retimed_process_is_a_process(p, power):
         torch.testing.assert_close(getattr(other, f"{name}_rate")(t), rate)
     inner = t.detach()
     torch.testing.assert_close(other.time_of_sigma(other.sigma(inner)), inner)
+    torch.testing.assert_close(other.time_of_log_snr(other.log_snr(inner)), inner)
+    assert other.variable == ("t" if power >= 1 else "log_snr")
     growth = 2 * other.sigma(inner) * other.sigma_rate(inner) - 2 * other.drift(inner) * other.sigma(inner) ** 2
     torch.testing.assert_close(other.diffusion2(inner), growth)
     assert other.T == p.T and other.prior_std == p.prior_std and repr(other) != repr(Retimed(p, 3.0))

@@ -35,10 +35,12 @@ def end_sample(p, toy, n, seed=0):
     return p.perturb(toy.sample(n, g), p.T, torch.randn(n, 2, generator=g, dtype=F64))
 
 
-@pytest.mark.parametrize("p, t0", [(PSM, 0.02), (VP(0.1, 20.0), 1e-3), (OTFlow(), 0.05), (VE(0.05, 8.0), 0.02)])
+@pytest.mark.parametrize(
+    "p, t0", [(PSM, 0.02), (VP(0.1, 20.0), 1e-3), (OTFlow(), 0.05), (VE(0.05, 8.0), 0.02), (RVE(0.01, 5.0), 2e-5)]
+)
 def test_there_and_back(p, t0):
     law, x = SMALL.diffused(p), SMALL.sample(20, gen())
-    times = quadratic(t0, p.T, 100, power=3.0)
+    times = log_snr(p, t0, p.T, 100) if isinstance(p, RVE) else quadratic(t0, p.T, 100, power=3.0)
     x_T = log_likelihood(law, p, x, t0=t0, grid=times).x_T
     assert float((x_T - x).abs().max()) > 0.5
     back = last(ode(law, p, x_T, times.flip(0)))
@@ -49,7 +51,7 @@ def test_there_and_back(p, t0):
 
 
 @pytest.mark.parametrize("p", [PSM, OTFlow(), EDM(5.0), RVE(0.01, 5.0, 0.1)], ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize("method, atol", [("euler", 0.06), ("heun", 2e-3), ("rk4", 1e-6), ("adaptive", 1e-6)])
+@pytest.mark.parametrize("method, atol", [("euler", 0.07), ("heun", 2e-3), ("rk4", 1e-6), ("adaptive", 1e-6)])
 def test_gaussian_data_in_closed_form(p, method, atol):
     # the flow keeps standardised coordinates along each principal axis
     values, axes = torch.linalg.eigh(COV)
@@ -81,7 +83,7 @@ def test_each_method_has_its_order(method, order, steps):
     assert abs(math.log2(coarse / fine) - order) < 0.25
 
 
-@pytest.mark.parametrize("p, t0", [(PSM, 1e-3), (OTFlow(), 1e-3), (VE(0.05, 8.0), 1e-3)])
+@pytest.mark.parametrize("p, t0", [(PSM, 1e-3), (OTFlow(), 1e-3), (VE(0.05, 8.0), 1e-3), (RVE(0.01, 5.0), 1e-5)])
 def test_moments_and_density_of_samples(p, t0):
     n, law = 1500, SMALL.diffused(p)
     times = log_snr(p, t0, p.T, 60) if not isinstance(p, OTFlow) else quadratic(t0, p.T, 60)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from psmlib.data.toys import HG, Mixture
-from psmlib.process import EDM, VE, VP, OTFlow
+from psmlib.process import EDM, RVE, VE, VP, OTFlow
 from psmlib.sampling import last, ode, sde
-from psmlib.sampling.grids import quadratic, uniform
+from psmlib.sampling.grids import log_snr, quadratic, uniform
 
 F64 = torch.float64
 PSM = VP(0.0, 10.0)
@@ -25,7 +25,7 @@ def gen(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def second_moment(p, times, noise=None):
+def second_moment(p, times, **how):
     """E x^2 at the end for N(0, VAR) data, from the sampler's own steps x' = a x + b xi and the exact start.
 
     Two runs that share their noise differ by the product of the a; a run from 0 then shows each b xi, and the
@@ -33,7 +33,7 @@ def second_moment(p, times, noise=None):
     """
     law, steps = LINE.diffused(p), len(times) - 1
     one, zero = (
-        [s.x.item() for s in sde(law, p, torch.full((1, 1), start, dtype=F64), times, generator=gen(1), noise=noise)]
+        [s.x.item() for s in sde(law, p, torch.full((1, 1), start, dtype=F64), times, generator=gen(1), **how)]
         for start in (1.0, 0.0)
     )
     g = gen(1)
@@ -67,9 +67,21 @@ def test_weak_order_is_one(p, noise, t1):
     errors, counts = [], [40, 80, 160]
     for n in counts:
         times = uniform(0.3 * t1, t1, n).flip(0)
-        errors.append(abs(second_moment(p, times, noise) - truth(p, 0.3 * t1)))
+        errors.append(abs(second_moment(p, times, noise=noise) - truth(p, 0.3 * t1)))
     assert abs(np.polyfit(np.log(counts), np.log(errors), 1)[0] + 1) < 0.25
     assert errors[-1] < 0.03 * truth(p, 0.3 * t1)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("p", [RVE(0.01, 5.0), VE(0.05, 8.0), PSM], ids=repr)
+def test_weak_order_is_at_least_one_in_log_snr(p, share):
+    t0, errors, counts = 2e-5 if isinstance(p, RVE) else 0.02, [], [50, 100, 200]
+    for n in counts:
+        times, noise = log_snr(p, t0, 1.0, n).flip(0), lambda t: share * float(p.diffusion2(t))
+        errors.append(abs(second_moment(p, times, noise=noise, variable="log_snr") / truth(p, t0) - 1))
+    # without drift and with all of its noise the leading error nearly cancels
+    assert np.polyfit(np.log(counts), np.log(errors), 1)[0] < -0.8
+    assert errors[-1] < 0.02
 
 
 def path_by_hand(law, p, x, times, xi, noise):
@@ -125,14 +137,14 @@ def test_without_noise_it_is_eulers_method():
 
 
 @pytest.mark.parametrize(
-    "p, t1, noise",
-    [(PSM, 1.0, None), (OTFlow(), 1.0, lambda t: t), (VE(0.05, 4.0), 1.0, None)],
-    ids=["VP", "OTFlow", "VE"],
+    "p, t0, noise",
+    [(PSM, 0.02, None), (OTFlow(), 0.02, lambda t: t), (VE(0.05, 4.0), 0.02, None), (RVE(0.01, 5.0), 1e-5, None)],
+    ids=["VP", "OTFlow", "VE", "RVE"],
 )
-def test_moments_of_samples(p, t1, noise):
-    n, t0, g = 1500, 0.02, gen(2)
+def test_moments_of_samples(p, t0, noise):
+    n, t1, g = 1500, 1.0, gen(2)
     x = p.perturb(SMALL.sample(n, g), t1, torch.randn(n, 2, generator=g, dtype=F64))
-    times = quadratic(t0, t1, 200).flip(0)
+    times = (log_snr(p, t0, t1, 200) if isinstance(p, RVE) else quadratic(t0, t1, 200)).flip(0)
     x = last(sde(SMALL.diffused(p), p, x, times, generator=g, noise=noise)).x
     alpha, sigma = float(p.alpha(t0)), float(p.sigma(t0))
     dev = x - alpha * SMALL.mean
