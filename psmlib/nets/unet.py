@@ -2,9 +2,11 @@ r"""The U-Net of denoising diffusion (Ho et al., 2020, Appendix B), in the varia
 
 Each level has residual blocks, scaled and shifted by the embedded time, and attention; the decoder receives the
 activations of the encoder at each level (skip connections). ``UNet()`` has the 35,711,107 parameters of the released
-setting: the paper's scripts call a package with dim 64 and multipliers 1, 2, 4, 8, in its releases from January to June
-2023. Later releases have full attention at the coarsest level (``attention=("linear",) * 3 + ("full",)``: 35,710,339)
-or other norms.
+setting: the paper's scripts call the package denoising-diffusion-pytorch with dim 64 and multipliers 1, 2, 4, 8, and
+its releases 0.32.0 (November 2022) to 1.7.7 (June 2023) have that number. The function is that of 1.7.2 and 1.7.3
+alone: up to 1.7.1 the blocks' convolutions are weight-standardised, up to 1.6.4 attention has LayerNorm in place of
+RMSNorm, and from 1.7.4 on linear attention does not divide by the number of pixels. From 1.8.0 on there is full
+attention at the coarsest level (``attention=("linear",) * 3 + ("full",)``: 35,710,339), and later still other norms.
 
 The scalar input that represents the time is a setting, see :mod:`psmlib.nets.time_inputs`.
 """

@@ -41,11 +41,20 @@ class Adam:
 
 
 class Soap(Adam):
-    r"""Adam in the eigenbasis of Shampoo's preconditioner (SOAP: Vyas et al., 2024, Algorithm 3).
+    r"""Adam in the eigenbasis of Shampoo's preconditioner (SOAP: Vyas et al., 2024, Algorithm 3), well conditioned.
 
     For a layer's gradient G (weight and bias as one matrix) keep :math:`L = E[GG^T]` and :math:`R = E[G^TG]`, with
     eigenvectors :math:`Q_L, Q_R`; run Adam on :math:`Q_L^T G Q_R` and turn its step back. The eigenvectors follow
     by one power iteration and a QR factorisation every few steps. First moments live in the turned basis.
+
+    The paper's bases start as the eigenvectors of the first gradient, whose rank is far below the layer's size: most of
+    them, and Adam's steps along them, are rounding, so that every processor takes a path of its own. Here they start as
+    the layer's axes; the power iteration is damped, :math:`Q \leftarrow \mathrm{qr}((L + \delta\,\mathrm{tr}(L)\,I)Q)`,
+    so that directions with next to no gradient stay where they are; and the second moments' root has a floor relative
+    to its largest entry. A relative change of 6e-8 in the toys' initial parameters then moves their test NLL by 2e-5
+    nats after 200 updates in place of 4e-3 (Adam's by less than 1e-6; seeds differ by 1e-2). After 1800 updates at
+    learning rates up to 1e-2 it still moves by some 3e-3: such a run is chaotic, with Adam too (a change of 6e-8
+    has grown to 2e-2 of the parameters).
 
     Example:
         >>> p = torch.ones(1, 3 * 2, dtype=torch.float64)          # one layer: 2 inputs and a bias, 2 outputs
@@ -56,7 +65,7 @@ class Soap(Adam):
         True
     """
 
-    beta1, beta2, eps, shampoo, every, refresh = 0.9, 0.99, 1e-8, 0.95, 4, 20
+    beta1, beta2, eps, shampoo, every, refresh, damping, noise = 0.9, 0.99, 1e-8, 0.95, 4, 20, 1e-4, 1e-4
 
     def __init__(self, params: Tensor, widths: Sequence[int] = ()):
         super().__init__(params, widths)
@@ -64,7 +73,8 @@ class Soap(Adam):
             raise ValueError("SOAP works on layers: give it the widths of the network, as in Soap(params, [4, 8, 2])")
         for i, (a, b) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
             for name, size in ((f"left{i}", a + 1), (f"right{i}", b)):
-                self.state[name] = params.new_zeros(len(params), size, size)
+                # float64, for the damping must stand out from the rounding of the largest eigenvalue
+                self.state[name] = params.new_zeros(len(params), size, size, dtype=torch.float64)
                 eye = torch.eye(size, dtype=params.dtype, device=params.device)
                 self.state[f"{name}_basis"] = eye.repeat(len(params), 1, 1)
 
@@ -81,38 +91,41 @@ class Soap(Adam):
     def _turn(self, i: int, grad: Tensor, mean: Tensor, square: Tensor, count: int, eps: float) -> Tensor:
         """The step of one layer, before bias correction. Shapes: (K, a + 1, b)."""
         left, right = self.state[f"left{i}"], self.state[f"right{i}"]
-        if count == 1 or count % self.every == 0:
-            share = 1.0 if count == 1 else 1 - self.shampoo
-            left.lerp_(grad @ grad.mT, share)
-            right.lerp_(grad.mT @ grad, share)
-        if count == 1:
-            self.state[f"left{i}_basis"].copy_(torch.linalg.eigh(left)[1])
-            self.state[f"right{i}_basis"].copy_(torch.linalg.eigh(right)[1])
         QL, QR = self.state[f"left{i}_basis"], self.state[f"right{i}_basis"]
+        if count == 1 or count % self.every == 0:
+            share, G = 1.0 if count == 1 else 1 - self.shampoo, grad.double()
+            left.lerp_(G @ G.mT, share)
+            right.lerp_(G.mT @ G, share)
+        if count == 1:
+            self._follow(left, QL, mean, square, 1)
+            self._follow(right, QR, mean, square, 2)
         turned = torch.bmm(torch.bmm(QL.mT, grad), QR)
         mean.lerp_(turned, 1 - self.beta1)
         square.mul_(self.beta2).addcmul_(turned, turned, value=1 - self.beta2)
-        root = square.sqrt().add_(eps)
+        root = square.sqrt()
+        # what is this far below the layer's largest may be the rounding of the turns: Adam would step along it in full
+        root.add_(eps + self.noise * root.amax((1, 2), keepdim=True))
         step = torch.bmm(torch.bmm(QL, torch.div(mean, root, out=root)), QR.mT)
         if count % self.refresh == 0:
             self._follow(left, QL, mean, square, 1)
             self._follow(right, QR, mean, square, 2)
         return step
 
-    @staticmethod
-    def _follow(stat: Tensor, basis: Tensor, mean: Tensor, square: Tensor, axis: int) -> None:
+    def _follow(self, stat: Tensor, basis: Tensor, mean: Tensor, square: Tensor, axis: int) -> None:
         """Moves a basis towards the eigenvectors of ``stat``, and the moments with it."""
-        image = stat @ basis
-        order = (basis * image).sum(1).argsort(1, descending=True)  # Rayleigh quotients
-        index = order[:, None, :].expand_as(basis)
-        old = basis.gather(2, index)
-        new = torch.linalg.qr(image.gather(2, index))[0]
+        before = basis.double()
+        image, floor = stat @ before, self.damping * stat.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
+        # Rayleigh quotients; those below the floor are alike, and keep their order
+        order = (before * image).sum(1).maximum(floor).argsort(dim=1, descending=True, stable=True)
+        index = order[:, None, :].expand_as(before)
+        old = before.gather(2, index)
+        new = torch.linalg.qr(image.gather(2, index) + floor[:, :, None] * old)[0]
         # QR fixes columns up to sign; keep the old ones' so that the moments keep their meaning
         # (never by 0: where the gradient is nothing, QR may swap columns, and a column lost would stay lost)
         new *= torch.where((new * old).sum(1, keepdim=True) < 0, -1.0, 1.0)
         rows = order[:, :, None] if axis == 1 else order[:, None, :]
         square.copy_(square.gather(axis, rows.expand_as(square)))
-        turn = new.mT @ basis
+        turn = (new.mT @ before).to(mean.dtype)
         mean.copy_(turn @ mean if axis == 1 else mean @ turn.mT)
         basis.copy_(new)
 
@@ -128,17 +141,20 @@ def constant(lr: float, updates: int) -> Callable[[int], float]:
 def one_cycle(lr: float, updates: int) -> Callable[[int], float]:
     """Up to ``lr`` in the first fifth, then down to a thousandth of it along cosines (Smith and Topin, 2018).
 
+    Step for step torch's ``OneCycleLR`` with ``pct_start=0.2, div_factor=25, final_div_factor=40``: the first update
+    has ``lr / 25``, that number ``updates / 5`` has ``lr``, and the last has ``lr / 1000``.
+
     Example:
         >>> rate = one_cycle(3e-3, 1000)
-        >>> rate(200), rate(999) < 1e-5
-        (0.003, True)
+        >>> [round(rate(i), 9) for i in (0, 199, 999)]                # updates are counted from 0
+        [0.00012, 0.003, 3e-06]
     """
+    top, last = updates / 5 - 1, updates - 1
 
     def rate(i: int) -> float:
-        up = updates / 5
-        if i < up:
-            return lr * (0.04 + 0.96 * (1 - math.cos(math.pi * i / up)) / 2)
-        return lr * (0.001 + 0.999 * (1 + math.cos(math.pi * (i - up) / (updates - up))) / 2)
+        if i < top:
+            return lr * (0.04 + 0.96 * (1 - math.cos(math.pi * i / top)) / 2)
+        return lr * (0.001 + 0.999 * (1 + math.cos(math.pi * (i - top) / (last - top))) / 2)
 
     return rate
 

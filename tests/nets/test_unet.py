@@ -30,7 +30,7 @@ def images(n: int, *shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("settings", "count"),
     [
-        ({}, 35_711_107),  # the package's releases 1.0.7 to 1.7.3, January to June 2023
+        ({}, 35_711_107),  # the package's releases 0.32.0 to 1.7.7, November 2022 to June 2023
         ({"attention": ("linear", "linear", "linear", "full")}, 35_710_339),  # 1.8.0, June 2023
         # 2.x learns four more keys and values for each of nine attentions of 4 heads of 32: 35,711,491 in all
         ({"attention": ("linear", "linear", "linear", "full"), "norm": "rms"}, 35_711_491 - 9 * 2 * 4 * 4 * 32),
@@ -42,7 +42,7 @@ def test_the_released_settings_have_the_released_counts(settings, count):
 
 
 def test_the_output_is_the_released_one():
-    """The figures are those of denoising_diffusion_pytorch 1.7.3 given the same weights."""
+    """The figures are those of denoising_diffusion_pytorch 1.7.2 and 1.7.3, given the same weights."""
     net = UNet(dim=8, dtype=F64)
     x = torch.linspace(-2, 2, 2 * 3 * 8 * 16, dtype=F64).reshape(2, 3, 8, 16).sin() * 3
     out = net(x, torch.zeros(2, dtype=F64)).detach()

@@ -1,11 +1,10 @@
 """Adam against torch's own, SOAP against its paper, and the shape of the learning-rate schedules."""
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
 
+from psmlib.kernels.bank_mlp import BankMLP, parameter_count
 from psmlib.training.optim import OPTIMISERS, SCHEDULES, Adam, Soap, constant, one_cycle
 
 F64 = torch.float64
@@ -55,28 +54,33 @@ def layer_gradients(n: int, a: int, b: int, seed: int) -> list[Tensor]:
 
 
 def test_soap_equals_adam_on_projections_with_the_momentum_kept_in_the_layers_own_axes():
-    """Vyas et al., Algorithm 3, as it is written: ours turns the first moment along with the basis instead."""
+    """Vyas et al., Algorithm 3, with our damped bases: ours turns the first moment along with the basis instead."""
     a, b, n, lr = 3, 2, 100, 0.01
     params, x = torch.zeros(1, (a + 1) * b, dtype=F64), torch.zeros(a + 1, b, dtype=F64)
     soap, M, V = Soap(params, [a, b]), torch.zeros_like(x), torch.zeros_like(x)
+
+    def follow(S, Q):
+        order = torch.stack([q @ S @ q for q in Q.T]).argsort(descending=True)
+        return torch.linalg.qr(S @ Q[:, order] + Soap.damping * S.trace() * Q[:, order])[0], order
+
     for i, G in enumerate(layer_gradients(n, a, b, 0), 1):
         soap.step(params, G.reshape(1, -1).clone(), lr=lr, count=i)
         if i == 1:
             L, R = G @ G.T, G.T @ G
-            QL, QR = torch.linalg.eigh(L)[1], torch.linalg.eigh(R)[1]
+            QL, QR = follow(L, torch.eye(a + 1, dtype=F64))[0], follow(R, torch.eye(b, dtype=F64))[0]
         elif i % Soap.every == 0:
             L, R = (Soap.shampoo * s + (1 - Soap.shampoo) * new for s, new in ((L, G @ G.T), (R, G.T @ G)))
         M = Soap.beta1 * M + (1 - Soap.beta1) * G
         V = Soap.beta2 * V + (1 - Soap.beta2) * (QL.T @ G @ QR) ** 2
-        root = (V / (1 - Soap.beta2**i)).sqrt() + Soap.eps
+        root = (V / (1 - Soap.beta2**i)).sqrt()
+        root = root + Soap.eps + Soap.noise * root.max()
         x = x - lr * QL @ (QL.T @ (M / (1 - Soap.beta1**i)) @ QR / root) @ QR.T
-        # the first gradient has directions of no extent, where rounding over Adam's epsilon is taken for a step
         assert torch.allclose(params.view(a + 1, b), x, rtol=1e-9, atol=1e-10), i
         if i % Soap.refresh == 0:
-            order = torch.stack([q @ L @ q for q in QL.T]).argsort(descending=True)
-            QL, V = torch.linalg.qr(L @ QL[:, order])[0], V[order]
-            order = torch.stack([q @ R @ q for q in QR.T]).argsort(descending=True)
-            QR, V = torch.linalg.qr(R @ QR[:, order])[0], V[:, order]
+            QL, order = follow(L, QL)
+            V = V[order]
+            QR, order = follow(R, QR)
+            V = V[:, order]
 
 
 def test_soap_takes_networks_together_or_singly():
@@ -93,7 +97,7 @@ def test_soap_takes_networks_together_or_singly():
 
 
 def test_soap_does_not_care_how_the_axes_of_a_layer_are_turned():
-    """For U G W in place of G, with U and W orthogonal, the path is U x W; that of Adam is not."""
+    """For U G W in place of G, U and W orthogonal, and bases that start so, the path is U x W; that of Adam is not."""
     a, b = 3, 3
     g = torch.Generator().manual_seed(5)
     U, W = (torch.linalg.qr(torch.randn(k, k, dtype=F64, generator=g))[0] for k in (a + 1, b))
@@ -101,6 +105,8 @@ def test_soap_does_not_care_how_the_axes_of_a_layer_are_turned():
     for optimiser in (Soap, Adam):
         plain, turned = (torch.zeros(1, (a + 1) * b, dtype=F64) for _ in range(2))
         one, two = optimiser(plain, [a, b]), optimiser(turned, [a, b])
+        if optimiser is Soap:
+            two.state["left0_basis"].copy_(U), two.state["right0_basis"].copy_(W.T)
         for i, G in enumerate(layer_gradients(60, a, b, 1), 1):
             one.step(plain, G.reshape(1, -1).clone(), lr=0.01, count=i)
             two.step(turned, (U @ G @ W).reshape(1, -1).clone(), lr=0.01, count=i)
@@ -127,6 +133,24 @@ def test_the_bases_stay_orthonormal_where_some_inputs_are_always_nothing(dead):
     soap.step(params, late.reshape(1, -1), lr=0.01, count=201)
     descent = (before - params).view(7, 20)[dead].sum(1)
     assert float(descent.min()) > 0.01, "a slope that comes late is followed"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+def test_rounding_does_not_choose_the_path(dtype):
+    """A gradient of small rank leaves most eigenvectors open: what rounding makes of them must not matter."""
+    widths, g, ends = [2, 24, 24, 1], torch.Generator().manual_seed(6), []
+    x = torch.randn(1, 64, 2, dtype=F64, generator=g)
+    start, shift = torch.randn(2, 1, parameter_count(widths), dtype=F64, generator=g)
+    h, y = x.to(dtype), (3 * x).sin().sum(2, keepdim=True).to(dtype)
+    for size in (0.0, 1e-7):
+        params = (start / 4 * (1 + size * shift)).to(dtype)
+        work, soap, grad = BankMLP(widths, h), Soap(params, widths), torch.empty_like(params)
+        for i in range(100):
+            work.gradient(params, h, y, grad, None)
+            soap.step(params, grad, lr=3e-3, count=i + 1)
+        ends.append(params.double())
+    moved = float((ends[1] - ends[0]).norm() / ends[0].norm())
+    assert moved < 5e-3, "0.36 or more where the first gradient's eigenvectors are taken as they come"
 
 
 def test_soap_solves_an_ill_conditioned_regression_faster_than_adam():
@@ -156,28 +180,24 @@ def test_constant_is_constant():
     assert {rate(i) for i in (0, 1, 50, 99)} == {3e-4}
 
 
-@pytest.mark.parametrize("updates", [1, 2, 5, 7, 1000])
-def test_one_cycle_rises_once_and_falls_once_between_its_bounds(updates):
-    rate, lr = one_cycle(2e-3, updates), 2e-3
-    values = [rate(i) for i in range(updates + 1)]
-    top = values.index(max(values))
-    assert values[: top + 1] == sorted(values[: top + 1]) and values[top:] == sorted(values[top:], reverse=True)
-    assert abs(top - updates / 5) <= 1 and max(values) <= lr * (1 + 1e-12)
-    assert rate(updates / 5) == pytest.approx(lr, rel=1e-12), "the peak is lr, a fifth of the way"
-    assert values[0] == pytest.approx(0.04 * lr, rel=1e-12)
-    assert values[-1] == pytest.approx(lr / 1000, rel=1e-9), "the end is a thousandth of lr"
+@pytest.mark.parametrize("updates", [1, 2, 4, 7, 10, 200, 1003])
+def test_one_cycle_is_that_of_torch_step_for_step(updates):
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, 2e-3, updates, pct_start=0.2, div_factor=25, final_div_factor=40, cycle_momentum=False
+    )
+    rate, want = one_cycle(2e-3, updates), []
+    for i in range(updates):
+        want.append(theirs.get_last_lr()[0])
+        optimiser.step()
+        if i < updates - 1:
+            theirs.step()
+    assert [rate(i) for i in range(updates)] == pytest.approx(want, rel=1e-12)
 
 
-def test_one_cycle_is_continuous_and_smooth():
-    """Both halves are half cosines: no step is steeper than pi/2 over the length of its half."""
-    updates, fine = 1000, 20
-    rate = one_cycle(1.0, updates)
-    values = torch.tensor([rate(i / fine) for i in range(updates * fine + 1)], dtype=F64)
-    slopes = values.diff() * fine
-    up, down = slopes[: 200 * fine], slopes[200 * fine :]
-    assert float(up.max()) <= 0.96 * math.pi / 2 / 200 * (1 + 1e-6) and float(up.min()) >= 0
-    assert float(-down.min()) <= 0.999 * math.pi / 2 / 800 * (1 + 1e-6) and float(down.max()) <= 0
-    assert abs(float(slopes.diff().abs().max())) < 1e-5, "the slope has no corner, at the peak either"
+def test_one_cycle_starts_at_its_peak_where_the_rise_is_one_update_long():
+    """Five updates: torch's own divides 0 by 0 there."""
+    assert one_cycle(2e-3, 5)(0) == pytest.approx(2e-3) and one_cycle(2e-3, 5)(4) == pytest.approx(2e-6)
 
 
 def test_schedules_are_known_by_name():
