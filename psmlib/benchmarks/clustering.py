@@ -1,6 +1,6 @@
 """Algorithm 1 of the Multistage paper: time and memory for all its triples (data point, noise, time).
 
-:func:`psmlib.clustering.split` by the optimal denoiser, three intervals, alpha = .9, eta = 2/255, VP with beta from .1
+:func:`psmlib.clustering.split` by the optimal denoiser, three intervals, threshold .9, eta 2/255, VP with beta from .1
 to 20, float32; on the 1,797 digits and on 5,000 photograph crops of 3 x 32 x 32. Each triple is denoised three times:
 at its time, again at its time for the other end, and at T. The baseline computes the matrix of all weights of 4,096
 triples at a time by torch.cdist and softmax. Both get the same draws and take turns, with another seed each turn; their

@@ -22,6 +22,8 @@ from psmlib.machine.checks import check_count
 from psmlib.machine.streams import stream
 from psmlib.process import Process
 
+LEVEL = 0.95  # of the intervals
+
 Call = Callable[[], object]
 Prediction = Callable[[Tensor, Tensor], Tensor]
 
@@ -104,7 +106,7 @@ def compare(
     return {name: Cost(taken[name], held[name]) for name in calls}
 
 
-def ratio(cost: Cost, baseline: Cost, level: float = 0.9) -> Ratio:
+def ratio(cost: Cost, baseline: Cost, level: float = LEVEL) -> Ratio:
     r"""Seconds in units of the baseline's of the same turn, with an interval that assumes no distribution.
 
     Of n independent turns the k-th smallest and the k-th largest enclose the median with probability
@@ -114,9 +116,9 @@ def ratio(cost: Cost, baseline: Cost, level: float = 0.9) -> Ratio:
         ValueError: when the two did not take the same number of turns.
 
     Example:
-        >>> one, two = (Cost(Times(0., (1., 1., a, 1., 1.)), 0) for a in (1., 9.))
+        >>> one, two = (Cost(Times(0., (1., 1., a, 1., 1., 1.)), 0) for a in (1., 9.))
         >>> ratio(two, one)
-        Ratio(value=1.0, low=1.0, high=9.0, level=0.9375)
+        Ratio(value=1.0, low=1.0, high=9.0, level=0.96875)
     """
     turns = [len(c.times.seconds) for c in (cost, baseline)]
     if turns[0] != turns[1]:
@@ -133,14 +135,48 @@ def _enclosed(n: int, k: int) -> float:
     return 1 - 2 * sum(math.comb(n, i) for i in range(k)) / 2**n if n > 1 else 0.0
 
 
-def verdict_ratio(found: Ratio, limit: float = 1.0) -> str:
-    """Whether a ratio is at most a limit: "holds", "does not hold", or "undecided" where its interval has the limit.
+def below(found: Ratio, limit: float) -> dict:
+    """How far a ratio is below a limit, as the fields of a claim (:meth:`psmlib.book.results.Results.claim`).
+
+    It holds if the whole interval is at the limit or below, does not hold if all of it is above, and is undecided
+    otherwise, or where the turns are too few for an interval of level `LEVEL`.
+
+    Returns:
+        "verdict", "gain", "low" and "high", the last two being None without such an interval.
 
     Example:
-        >>> verdict_ratio(Ratio(1.2, 1.1, 1.3, .9)), verdict_ratio(Ratio(1., .9, 1.1, .9), 1.05)
-        ('does not hold', 'undecided')
+        >>> below(Ratio(1.25, 1.125, 1.5, .96), 1.)
+        {'verdict': 'does not hold', 'gain': -0.25, 'low': -0.5, 'high': -0.125}
     """
-    return "holds" if found.high <= limit else "does not hold" if found.low > limit else "undecided"
+    return _claimed(limit - found.value, limit - found.high, limit - found.low, found.level)
+
+
+def above(found: Ratio, limit: float) -> dict:
+    """How far a ratio is above a limit, likewise.
+
+    Example:
+        >>> above(Ratio(1.25, .75, 1.5, .96), 1.)["verdict"], above(Ratio(1.25, 1.125, 1.5, .5), 1.)["verdict"]
+        ('undecided', 'undecided')
+    """
+    return _claimed(found.value - limit, found.low - limit, found.high - limit, found.level)
+
+
+def _claimed(gain: float, low: float, high: float, level: float) -> dict:
+    if level < LEVEL:
+        return dict(verdict="undecided", gain=gain, low=None, high=None)
+    verdict = "holds" if low >= 0 else "does not hold" if high < 0 else "undecided"
+    return dict(verdict=verdict, gain=gain, low=low, high=high)
+
+
+def largest(ratios: Sequence[Ratio]) -> Ratio:
+    """The largest of several ratios, with ends that each of them allows: all are below a limit if it is.
+
+    Example:
+        >>> largest([Ratio(1., .5, 1.5, .97), Ratio(.75, .625, 2., .96)])
+        Ratio(value=1.0, low=0.625, high=2.0, level=0.96)
+    """
+    value, low, high = (max(getattr(r, name) for r in ratios) for name in ("value", "low", "high"))
+    return Ratio(value, low, high, min(r.level for r in ratios))
 
 
 def peak_bytes(f: Call, device: str | torch.device = "cpu") -> int:

@@ -16,24 +16,32 @@ def joined_frame(results) -> pd.DataFrame:
     return pd.concat([f for f in frames if len(f)] or frames[:1], ignore_index=True)
 
 
+def below_bound(value: float | None, stderr: float | None, bound: float | None) -> bool:
+    """Whether a figure is less than its lower bound by more than three standard errors."""
+    value, stderr, bound = (None if x is None or pd.isna(x) else x for x in (value, stderr, bound))
+    return value is not None and bound is not None and value + 3 * (stderr or 0.0) < bound
+
+
 def cells_of(record: Mapping) -> dict:
     """The cells, by column, that one result fills in its line of the table."""
-    value, stderr, exact = (None if pd.isna(record[f]) else record[f] for f in ("value", "stderr", "exact"))
+    fields = ("value", "stderr", "exact", "bound")
+    value, stderr, exact, bound = (None if pd.isna(record[f]) else record[f] for f in fields)
     words = record["status"].replace("_", " ")
     # The note of a figure is its protocol, which the caption gives; a missing or differing figure needs its reason.
     reason = record["note"] if record["status"] in ("not_run", "needs_data", "differs") else ""
+    if below_bound(value, stderr, bound):
+        reason = "below the entropy, so an artefact of the solver"
+    elif bound is not None and below_bound(value, stderr, exact):
+        reason = "below the exact score but not the entropy, so no contradiction"
     line = {"status": f"{words}: {reason}" if reason else words}
     if value is not None:
         line["ours"] = f"{fmt(value, stderr)} ({record['n_seeds']})"
+    if bound is not None:
+        line["bound"] = fmt(bound)
     if exact is not None:
         line["exact"] = fmt(exact)
         line["excess"] = NOTHING if value is None else fmt(value - exact, stderr)
     return line | {"budget": budget_words(record["budget"]) or NOTHING, "dataset": record["dataset"] or NOTHING}
-
-
-def as_printed(value: float) -> str:
-    """A printed number with the paper's own digits."""
-    return (f"{value:,.0f}" if float(value).is_integer() else f"{value:,}").replace("-", "−", 1)
 
 
 def _runs(results) -> list[Results]:
@@ -53,4 +61,4 @@ def what_ran(results) -> str:
     for run in _runs(results):
         device = (run.provenance or {}).get("device") or device_name(str(run.parameters.get("device", "cpu")))
         said[f"profile {run.profile} on {device}"] = None
-    return f"; {' and '.join(said)}" if said else ""
+    return " and ".join(said)

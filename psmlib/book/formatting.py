@@ -6,7 +6,10 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from psmlib.book.paper_values import Printed
+
 NOTHING = "–"  # what an empty cell shows
+ROUNDING = 1e-12  # a standard error below this share of its figure is rounding, not noise
 
 _FIGURE = re.compile(r"[−+(]*\d[\d,.]*(e[-+]?\d+)?( ± \d[\d,.e-]*\)?(e-?\d+)?)?( \([^)]*\))?")
 _NO_FIGURE = (NOTHING, "not run", "needs data")  # cells that do not decide how a column is aligned
@@ -42,8 +45,10 @@ def fmt(value, stderr=None, digits: int = 3) -> str:
         >>> fmt(0.61234, 0.0041), fmt((0.61234, 0.00141)), fmt(51234.5, 320), fmt(0.58), fmt(8000)
         ('0.612 ± 0.004', '0.6123 ± 0.0014', '51,200 ± 300', '0.580', '8,000')
         >>> fmt(None), fmt(-2.5e-7, 3e-8), fmt(0.25, 0)
-        ('–', '(−2.5 ± 0.3)e-07', '0.250 ± 0')
+        ('–', '(−2.5 ± 0.3)e-07', '0.250')
     """
+    if isinstance(value, Printed):
+        return str(value)
     if stderr is None:
         value, stderr = value_and_error(value)
     if value is None or math.isnan(value):
@@ -54,8 +59,8 @@ def fmt(value, stderr=None, digits: int = 3) -> str:
     if stderr is None or not math.isfinite(stderr):
         return _bare(value, digits)
     stderr = float(stderr)
-    if stderr == 0:
-        return f"{_bare(value, digits)} ± 0"
+    if stderr == 0 or stderr < ROUNDING * abs(value):
+        return _bare(value, digits)
     exponent = math.floor(math.log10(stderr))
     decimals = (1 if stderr / 10.0**exponent < 1.95 else 0) - exponent
     shared = math.floor(math.log10(max(abs(value), stderr)))
@@ -76,10 +81,11 @@ def plus_minus(figure, *, sign: bool = False) -> str:
 
     Example:
         >>> plus_minus((0.25, 0.0104)), plus_minus((0.25, 0.0104), sign=True), plus_minus((-1., 0.))
-        ('0.250 ± 0.010', '+0.250 ± 0.010', '−1.000 ± 0.000')
+        ('0.250 ± 0.010', '+0.250 ± 0.010', '−1.000')
     """
     value, stderr = value_and_error(figure)
-    return f"{value:{'+' if sign else ''}.3f} ± {stderr:.3f}".replace("-", "−")
+    shown = f"{value:{'+' if sign else ''}.3f}" + (f" ± {stderr:.3f}" if stderr else "")
+    return shown.replace("-", "−")
 
 
 def interval(ratio, digits: int = 3) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from psmlib.book import captions
 from psmlib.machine import paths
 from psmlib.machine.files import write_atomic
 
@@ -157,7 +158,7 @@ def execute(
     if status != 0:  # only the return code is reliable: papermill marks a timed-out notebook as completed
         return Outcome(seconds, reason=_reason(output, log, status))
     log.unlink()
-    _drop_machine_paths(output, template)
+    _prepare_for_the_book(output, template)
     return Outcome(seconds, _written_since(began))
 
 
@@ -202,9 +203,10 @@ def _environment() -> dict[str, str]:
     return threads | os.environ | quiet | {"PYTHONPATH": os.pathsep.join([str(paths.PACKAGE.parent), *inherited])}
 
 
-def _drop_machine_paths(output: Path, template: Path) -> None:
-    """Remove the absolute paths that papermill records, because the executed notebooks are published."""
+def _prepare_for_the_book(output: Path, template: Path) -> None:
+    """Completes the captions, and removes the absolute paths that papermill records: the notebooks are published."""
     document = json.loads(output.read_text(encoding="utf-8"))
+    captions.complete(document)
     document["metadata"]["papermill"] |= {"input_path": template.name, "output_path": output.name}
     write_atomic(output, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 

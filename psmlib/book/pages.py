@@ -13,12 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from psmlib.book.cells import as_printed
 from psmlib.book.formatting import NOTHING, fmt, markdown_table
 from psmlib.book.notebooks import metadata
 from psmlib.book.paper_values import paper_values
 from psmlib.book.parameters import PROFILES
 from psmlib.book.results import load
+from psmlib.data.archives import registry
 from psmlib.machine import paths
 from psmlib.machine.files import write_atomic
 
@@ -33,6 +33,9 @@ ROOMS: tuple[str, ...] = (
 )  # fmt: skip
 """The packages of the library in the order of the API page; "psmlib" stands for the modules outside of them."""
 
+COUNTED = ("reproduced", "within noise", "differs", "computed", "scaled down", "needs data", "not run", "not yet")
+"""The words that a status starts with, in the order in which they are counted."""
+
 _IDENTITY = ("paper", "table", "row", "column", "metric")
 _HEADING = re.compile(r"^# (\w+), Table (\w+): (.+)$", re.MULTILINE)
 
@@ -43,7 +46,7 @@ def write() -> list[str]:
     Returns:
         Their file names below `book/_generated/`.
     """
-    texts = {"rerun.md": rerun(), "cells.md": paper_cells(), "api.md": api()}
+    texts = {"rerun.md": rerun(), "counts.md": counts(), "cells.md": paper_cells(), "api.md": api()}
     for name, text in texts.items():
         write_atomic(paths.GENERATED / name, text)
     return list(texts)
@@ -83,22 +86,24 @@ def rerun() -> str:
     return "\n".join(parts)
 
 
+def counts() -> str:
+    """Return the sentence that says how many of the printed numbers have which status."""
+    found = Counter(_status(line) for lines in _compared_tables().values() for line in lines)
+    *most, last = [f"{found[status]} *{status}*" for status in COUNTED if found[status]]
+    said = f"{', '.join(most)} and {last}" if most else last
+    return f"The five papers print {found.total()} numbers in their tables of results. Their status here: {said}.\n"
+
+
 def paper_cells() -> str:
     """Return the page that shows every printed number beside ours, or the reason why there is none."""
-    ours, what, made_by = _ours(), descriptions(), reproduced_by()
-    count: Counter[str] = Counter()
+    what, compared = descriptions(), _compared_tables()
     parts: list[str] = []
-    printed = paper_values()
     for paper, title in PAPER_TITLES.items():
         parts.append(f"## {title}\n\nNumbers printed in {{cite}}`{paper}`.\n")
-        for table, cells in printed[printed["paper"] == paper].groupby("table", sort=False):
-            key = (paper, str(table))
-            lines = [_compared(cell, ours, made_by.get(key)) for cell in cells.to_dict("records")]
-            count.update(line["Status"].split(":")[0] for line in lines)
-            caption = f"{title}, {_label(table)}: {what.get(key, 'printed numbers')}"
+        for table, lines in ((key[1], lines) for key, lines in compared.items() if key[0] == paper):
+            caption = f"{title}, {_label(table)}: {what.get((paper, table), 'printed numbers')}"
             parts.append(_table(f"cells-{paper}-{table}".replace("_", "-"), caption, lines, "psm-record"))
-    summary = ", ".join(f"{number} {status}" for status, number in count.most_common())
-    return f"{count.total()} printed numbers: {summary}.\n\n" + "\n".join(parts)
+    return "\n".join(parts)
 
 
 def api() -> str:
@@ -132,18 +137,61 @@ def _ours() -> dict[tuple[str, ...], dict[str, Any]]:
     return found
 
 
-def _compared(cell: Mapping[str, Any], ours: Mapping[tuple, Mapping], notebook: str | None) -> dict[str, str]:
-    """Return one line of the comparison; its status starts with a word that can be counted."""
+def _compared_tables() -> dict[tuple[str, str], list[dict[str, str]]]:
+    """Return the lines of each printed table, by paper and table."""
+    ours, made_by, printed = _ours(), reproduced_by(), paper_values()
+    tables: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for cell in printed.to_dict("records"):
+        key = (cell["paper"], cell["table"])
+        tables.setdefault(key, []).append(_compared(cell, ours, made_by))
+    return tables
+
+
+def _compared(
+    cell: Mapping[str, Any], ours: Mapping[tuple, Mapping], made_by: Mapping[tuple[str, str], str]
+) -> dict[str, str]:
+    """Return one line of the comparison; its status starts with one of `COUNTED`."""
     unit = "" if cell["unit"] == "1" else f" ({cell['unit']})"
     line = {"Row": cell["row"], "Column": cell["column"], "Metric": cell["metric"] + unit}
-    line |= {"Paper": as_printed(cell["value"]), "Ours": NOTHING, "Exact": NOTHING}
+    line |= {"Paper": str(cell["printed"]), "Ours": NOTHING, "Exact": NOTHING}
     row = ours.get(tuple(cell[name] for name in _IDENTITY))
     if row is None:
-        return line | {"Status": f"not run: no such row in {notebook}" if notebook else "not yet"}
+        return line | {"Status": _why_missing(cell, ours, made_by)}
     if not pd.isna(row["value"]):
         line["Ours"] = f"{fmt(row['value'], row['stderr'])} ({row['profile']}, n = {row['n_seeds']})"
         line["Exact"] = fmt(row["exact"])
     return line | {"Status": row["status"].replace("_", " ") + (f": {row['note']}" if row["note"] else "")}
+
+
+def _status(line: Mapping[str, str]) -> str:
+    return line["Status"].partition(":")[0]
+
+
+def _why_missing(cell: Mapping[str, Any], ours: Mapping[tuple, Mapping], made_by: Mapping[tuple[str, str], str]) -> str:
+    """Return the status of a number that our results do not have, and the reason."""
+    paper, table, metric = cell["paper"], cell["table"], cell["metric"]
+    notebook = made_by.get((paper, table))
+    if notebook is None:
+        covered = paper in {owner for owner, _ in made_by}
+        return f"not yet: {'no chapter covers this table' if covered else 'this paper has no chapter yet'}"
+    chapter = f"{{doc}}`/_executed/{notebook}`"
+    measured = {key[-1] for key in ours if key[:2] == (paper, table)}
+    if not measured:
+        return f"not run: {chapter} has no results at any budget yet"
+    if metric not in measured:
+        return f"not run: {chapter} does not measure it"
+    if name := _kept_elsewhere(cell["dataset"]):
+        return f"needs data: run {chapter} with `-p dataset {name}` and the files of {cell['dataset']} in `data/raw`"
+    return f"not run: at no budget so far has {chapter} measured it"
+
+
+def _kept_elsewhere(dataset: str) -> str | None:
+    """Return psmlib's name of a data set whose files a reader has to get, from the name that a paper prints."""
+
+    def letters(name: str) -> str:
+        return re.sub("[^a-z]", "", name.lower())
+
+    return next((n for n, e in registry().items() if "files" in e and letters(n) == letters(dataset.split()[0])), None)
 
 
 def _label(table: str) -> str:

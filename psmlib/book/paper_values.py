@@ -2,18 +2,58 @@
 
 import difflib
 import functools
+import math
 import tomllib
+from decimal import Decimal
 from pathlib import Path
 
 import pandas as pd
 
 from psmlib.machine import paths
+from psmlib.standard_errors import estimate
 
 _CELL = ("paper", "table", "row", "column", "metric")
 
 
+class Printed(float):
+    """A number as a paper prints it, with all of its digits.
+
+    Attributes:
+        text: As it is printed, such as "0.330".
+        rounding: Half a unit of its last digit.
+        stderr: Standard deviation of an error that is uniform between minus and plus that.
+
+    Example:
+        >>> Printed("0.330").text, Printed("0.330").rounding, round(Printed("0.330").stderr, 6)
+        ('0.330', 0.0005, 0.000289)
+    """
+
+    def __new__(cls, text: str):
+        printed = super().__new__(cls, text)
+        printed.text = text
+        return printed
+
+    def __getnewargs__(self):  # for pickling between processes
+        return (self.text,)
+
+    @property
+    def rounding(self) -> float:
+        return 0.5 * 10.0 ** Decimal(self.text).as_tuple().exponent
+
+    @property
+    def stderr(self) -> float:
+        return self.rounding / math.sqrt(3)
+
+    def __str__(self) -> str:
+        """The text, with a thin minus and commas between thousands as everywhere in the book."""
+        whole, dot, decimals = self.text.lstrip("-").partition(".")
+        return f"{'−' if self < 0 else ''}{int(whole):,}{dot}{decimals}"
+
+
 def paper_values() -> pd.DataFrame:
-    """Every number that the papers print: paper, table, dataset, row, column, metric, value, unit, note.
+    """Every number that the papers print: paper, table, dataset, row, column, metric, value, printed, unit, note.
+
+    "printed" is a :class:`Printed`.
 
     Example:
         >>> paper_values().query("paper == 'psm' and table == '1' and metric == 'NLL'").shape[0]
@@ -24,10 +64,13 @@ def paper_values() -> pd.DataFrame:
 
 @functools.cache
 def _read_values(path: Path) -> pd.DataFrame:
-    return pd.DataFrame(tomllib.loads(path.read_text(encoding="utf-8"))["cell"])
+    cells = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Printed)["cell"]
+    printed = [c["value"] if isinstance(c["value"], Printed) else Printed(str(c["value"])) for c in cells]
+    values = pd.DataFrame(cells).astype({"value": float})
+    return values.assign(printed=pd.Series(printed, dtype=object))
 
 
-def paper_value(paper: str, table: str, row: str, column: str, metric: str) -> float:
+def paper_value(paper: str, table: str, row: str, column: str, metric: str) -> Printed:
     """One number as a paper prints it.
 
     Raises:
@@ -52,4 +95,30 @@ def paper_value(paper: str, table: str, row: str, column: str, metric: str) -> f
             raise ValueError(f"{where} has no {field} {wanted!r}: did you mean {names}?")
         frame = frame[frame[field] == wanted]
         path.append(wanted)
-    return float(frame["value"].iloc[0])
+    return frame["printed"].iloc[0]
+
+
+def status(figure, profile: str, printed: Printed | None) -> str:
+    """The status of a result; only a run at the paper's own settings is compared with the paper's printed value.
+
+    "reproduced" if the two differ by no more than the rounding of the printed one, "within_noise" if rounding and the
+    95 % interval of ours explain the difference.
+
+    Args:
+        figure: Ours, as :func:`psmlib.standard_errors.estimate` takes it.
+        profile: The budget of the run.
+        printed: The paper's, if it has one.
+
+    Example:
+        >>> status((.611, .01), "paper", Printed("0.62")), status(.611, "paper", Printed("0.61"))
+        ('within_noise', 'reproduced')
+    """
+    if profile != "paper":
+        return "scaled_down"
+    if printed is None:
+        return "computed"
+    gap = estimate(figure).minus(float(printed))
+    if abs(gap.value) <= printed.rounding:
+        return "reproduced"
+    low, high = gap.interval()
+    return "within_noise" if low - printed.rounding <= 0 <= high + printed.rounding else "differs"

@@ -1,25 +1,29 @@
 """Tables and sentences of the book, made from results and from the numbers that the papers print."""
 
 import contextlib
-import math
 import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from psmlib.book.cells import as_printed, cells_of, joined_frame, what_ran, why_missing
-from psmlib.book.formatting import NOTHING, fmt, interval, markdown_table, plus_minus, value_and_error
-from psmlib.book.paper_values import paper_value, paper_values
+from psmlib.book.cells import below_bound, cells_of, joined_frame, what_ran, why_missing
+from psmlib.book.formatting import NOTHING, fmt, interval, markdown_table, plus_minus
+from psmlib.book.paper_values import paper_value, paper_values, status
 from psmlib.book.results import Results
 from psmlib.machine import paths
 from psmlib.machine.checks import check_choice
 from psmlib.machine.files import write_atomic
 from psmlib.machine.progress import in_notebook
 
-# fmt, interval, plus_minus and paper_value are handed on, because a chapter's sentences need them
+EXACT = "exact score, same protocol"  # its figure; a model below it is no contradiction, one below the entropy is
+FAMILY = (
+    "Verdicts by Student's t at 5 %, two-sided, with Holm's correction over the lines with a gain and no other test."
+)
+
+# fmt, interval, plus_minus, paper_value and status are handed on, because a chapter's sentences need them
 __all__ = [
-    "compare", "fmt", "interval", "paper_value", "plus_minus", "sentence", "side_by_side", "table", "verdict_less",
+    "compare", "fmt", "interval", "paper_value", "plus_minus", "sentence", "side_by_side", "status", "table",
     "verdicts",
 ]  # fmt: skip
 
@@ -82,7 +86,7 @@ def compare(
     lines = []
     for cell in printed.itertuples():
         found = [r for r in ours if (r["row"], r["column"]) == (cell.row, cell.column)]
-        same = {"row": cell.row, "column": cell.column, "printed": as_printed(cell.value)}
+        same = {"row": cell.row, "column": cell.column, "printed": str(cell.printed)}
         unfilled = same | {"status": f"not run: {reason or why_missing(results, cell.dataset)}"}
         lines += [same | cells_of(r) for r in found] or [unfilled]
     cells = set(zip(printed["row"], printed["column"], strict=True))
@@ -90,29 +94,33 @@ def compare(
     for record in more + ([] if extra is None else extra.to_dict("records")):
         lines.append({"row": record["row"], "column": record["column"], "printed": NOTHING} | cells_of(record))
     frame = pd.DataFrame(lines)
+    bounded, errors = any(r["bound"] == r["bound"] for r in ours), any(r["stderr"] == r["stderr"] for r in ours)
     for field, kept in (("row", rows), ("column", columns)):
         frame = frame if kept is None else frame[frame[field].isin(kept)]
     titles = {
         "row": headings[0], "column": headings[1], "printed": "paper", "ours": "ours ± s.e. (seeds)",
-        "exact": "exact floor", "excess": "excess over floor", "dataset": "data used", "budget": "budget",
-        "status": "status",
+        "exact": EXACT if bounded else "exact", "bound": "entropy", "excess": "ours less exact",
+        "dataset": "data used", "budget": "budget", "status": "status",
     }  # fmt: skip
     frame = frame.reindex(columns=list(titles)).astype(object).fillna(NOTHING)
     if set(frame["dataset"]) <= {NOTHING, *frame["row"], *frame["column"]}:
         frame["dataset"] = NOTHING  # the row or the column says it already
-    frame = frame.drop(columns=[f for f in ("exact", "excess", "dataset", "budget") if set(frame[f]) == {NOTHING}])
+    frame = frame.drop(
+        columns=[f for f in ("exact", "bound", "excess", "dataset", "budget") if set(frame[f]) == {NOTHING}]
+    )
     unit = printed["unit"].iloc[0]
-    measured = f"{metric}{'' if unit == '1' else f' in {unit}'}, ± one standard error"
-    caption = f"{caption} {measured}{what_ran(results)}."
+    measured = f"{metric}{'' if unit == '1' else f' in {unit}'}{', ± one standard error' if errors else ''}"
     name = name or f"tab-{paper}-{table}".replace("_", "-")
-    _table(frame.rename(columns=titles), name, caption, css="psm-table psm-compare")
+    _table(frame.rename(columns=titles), name, _caption(caption, [measured], results), css="psm-table psm-compare")
 
 
 def side_by_side(
     results, table: str, headings: str, caption: str, *, rows: str = "row", columns: str | Sequence[str] = "column",
-    name: str | None = None, floor: bool = True, **where,
+    name: str | None = None, exact: bool = True, **where,
 ) -> None:  # fmt: skip
-    """Displays a pivot of results, such as methods down and data sets across, with the exact floor under it.
+    """Displays a pivot of results, such as methods down and data sets across, with the exact values under it.
+
+    Figures below the entropy by three standard errors, which no density can be, are marked with a dagger.
 
     Args:
         results: A `Results`, a frame of one, or a list of either.
@@ -122,8 +130,8 @@ def side_by_side(
         rows: The field that goes down.
         columns: The field, or fields, that go across.
         name: Label of the table. If None, tab-<table>.
-        floor: Whether to show the exact values, where there are any: as a last line, or in each cell if one column
-            holds several.
+        exact: Whether to show the exact values and entropies, where there are any: as last lines, or in each cell if
+            one column holds several.
         **where: Fields that must equal a value or be one of a list, such as metric="NLL".
 
     Raises:
@@ -140,61 +148,77 @@ def side_by_side(
     if len(twice):
         cell = f"{twice[rows].iloc[0]} / {twice['_across'].iloc[0]}"
         raise ValueError(f"{cell} has more than one result: narrow the choice, for instance by metric=...")
-    floors = frame.groupby("_across", sort=False)["exact"].agg(["nunique", "first"])
-    several = (floors["nunique"] > 1).any()
+    known = frame.groupby("_across", sort=False)[["exact", "bound"]].agg(["nunique", "first"])
+    several = (known["exact"]["nunique"] > 1).any()
 
-    def text(value, stderr, exact, status: str) -> str:
+    def text(value, stderr, of_exact, bound, status: str) -> str:
         shown = status.replace("_", " ") if pd.isna(value) else fmt(value, stderr)
-        return f"{shown} (floor {fmt(exact)})" if floor and several and not pd.isna(exact) else shown
+        shown += "†" if below_bound(value, stderr, bound) else ""
+        return f"{shown} (exact {fmt(of_exact)})" if exact and several and not pd.isna(of_exact) else shown
 
-    frame["_text"] = [text(*cell) for cell in frame[["value", "stderr", "exact", "status"]].itertuples(index=False)]
+    fields = frame[["value", "stderr", "exact", "bound", "status"]]
+    frame["_text"] = [text(*cell) for cell in fields.itertuples(index=False)]
     shown = frame.pivot(index=rows, columns="_across", values="_text")
-    shown = shown.reindex(index=frame[rows].unique(), columns=floors.index).fillna(NOTHING)
-    if floor and not several and floors["nunique"].any():
-        shown.loc["*exact floor*"] = floors["first"].map(fmt)
-    caption = f"{caption} Shown ± one standard error{what_ran(results)}."
-    _table(shown.reset_index(names=headings), name or f"tab-{table}", caption)
+    shown = shown.reindex(index=frame[rows].unique(), columns=known.index).fillna(NOTHING)
+    titles = {"exact": EXACT if known["bound"]["nunique"].any() else "exact", "bound": "entropy"}
+    for field, title in titles.items() if exact else ():
+        if (known[field]["nunique"] <= 1).all() and known[field]["nunique"].any():
+            shown.loc[f"*{title}*"] = known[field]["first"].map(fmt)
+    marked = shown.map(lambda cell: "†" in str(cell)).any().any()
+    said = ["shown ± one standard error"] if frame["stderr"].notna().any() else []
+    said += ["† below the entropy: an artefact of the solver"] if marked else []
+    _table(shown.reset_index(names=headings), name or f"tab-{table}", _caption(caption, said, results))
+
+
+def _caption(caption: str, said: list[str], results) -> str:
+    """A caption with what its figures are and what was run."""
+    text = "; ".join([*said, *([what_ran(results)] if what_ran(results) else [])])
+    return f"{caption} {text[:1].upper()}{text[1:]}{'.' if text else ''}"
 
 
 def verdicts(results: Results, *, name: str, caption: str = "Claims and verdicts.") -> None:
-    """Displays the claims of a notebook, each with its test, verdict and evidence.
+    """Displays the claims of a notebook, each with its test, effect, verdict and evidence.
+
+    What the papers claim and what we ask ourselves stand in tables of their own, the second named <name>-ours if there
+    are both.
 
     Args:
         results: Their results.
         name, caption: As for `table`.
     """
-    fields = ["claim", "test", "verdict", "evidence"]
-    frame = pd.DataFrame([line | {"verdict": f"**{line['verdict']}**"} for line in results.verdicts], columns=fields)
-    table(frame, name, caption, "llll", css="psm-table psm-verdicts")
+    ours = [line for line in results.verdicts if line["paper"] == "ours"]
+    papers = [line for line in results.verdicts if line["paper"] != "ours"]
+    both = bool(ours and papers)
+    for lines, own in ((papers, False), (ours, True)):
+        if lines:
+            frame = pd.DataFrame([_verdict(line) for line in lines]).dropna(axis="columns", how="all")
+            said = f"{caption} {'Our own questions' if own else 'What the paper claims'}." if both else caption
+            said += f" {FAMILY}" if any(line.get("p") is not None for line in lines) else ""
+            label = f"{name}-ours" if both and own else name
+            table(frame, label, said, "l" * frame.shape[1], css="psm-table psm-verdicts")
 
 
-def verdict_less(a, b, z: float = 2.0) -> str:
-    """Whether the claim a < b holds, judged by the difference in units of its standard error.
-
-    Args:
-        a, b: The two figures, which are assumed to be independent: each an exact number, or a figure with its standard
-            error as :func:`psmlib.book.formatting.value_and_error` takes it.
-        z: How many standard errors the difference must reach to decide either way.
-
-    Raises:
-        ValueError: when a figure is not finite, or is a pair or summary without an error.
-
-    Example:
-        >>> verdict_less((.61, .02), (.64, .02)), verdict_less((.61, .005), (.64, .005)), verdict_less((2, .1), 1)
-        ('undecided', 'holds', 'does not hold')
-    """
-    (a, sa), (b, sb) = ((x, 0.0) if _bare(x) else value_and_error(x) for x in (a, b))
-    for what, number in (("a", a), ("the error of a", sa), ("b", b), ("the error of b", sb)):
-        if number is None or not math.isfinite(number):
-            raise ValueError(f"verdict_less cannot judge with {what} = {number}: measure it, with several seeds")
-    difference, error = float(b - a), math.hypot(sa, sb)
-    if difference > 0 and difference >= z * error:
-        return "holds"
-    return "does not hold" if difference <= -z * error else "undecided"
+def _verdict(line: Mapping) -> dict[str, str | None]:
+    """The cells of a claim."""
+    where = f" ({line['section']})" if line.get("section") else ""
+    quote = f" *“{line['quote']}”*" if line.get("quote") else ""
+    effect = None
+    if line.get("gain") is not None:
+        unit = f" {line['unit']}" if line.get("unit") else ""
+        ends = [line.get(end) for end in ("low", "high")]
+        error = None if None in ends else (ends[1] - ends[0]) / 4
+        parts = [_signed(value, error) for value in (line["gain"], *ends)]
+        effect = f"{parts[0]}{unit}" if None in ends else f"{parts[0]} [{parts[1]}, {parts[2]}]{unit}"
+    return {
+        "claim": f"{line['claim']}{where}{quote}", "test": line["test"], "gain [95 %]": effect,
+        "verdict": f"**{line['verdict']}**", "evidence": line["evidence"] or None,
+    }  # fmt: skip
 
 
-def _bare(figure) -> bool:
-    return not isinstance(figure, tuple) and not hasattr(figure, "value")
+def _signed(value: float, error: float | None) -> str:
+    """A number with its sign, to the digits that an error of that size supports."""
+    shown = re.sub(r"^\(?(\S+) ± [\d.,e-]+\)?", r"\1", fmt(value, error))  # "(9.8 ± 0.7)e-04" becomes "9.8e-04"
+    return shown if shown.startswith("−") or not value else f"+{shown}"
 
 
 def sentence(template: str, **numbers) -> None:

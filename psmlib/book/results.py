@@ -14,21 +14,25 @@ import numpy as np
 import pandas as pd
 import torch
 
-from psmlib.book.formatting import value_and_error
+from psmlib.book.formatting import ROUNDING, value_and_error
 from psmlib.machine import paths
 from psmlib.machine.checks import check_choice
 from psmlib.machine.files import write_atomic
 from psmlib.machine.provenance import device_name, git_state, peak_gpu_memory, peak_memory, source_hash, versions
+from psmlib.standard_errors import Estimate, estimate, holm
 
 PAPERS = ("psm", "diffusion_time", "high_precision", "aligner", "multistage", "ours")
-STATUSES = ("reproduced", "within_noise", "differs", "scaled_down", "needs_data", "not_run")
+STATUSES = ("reproduced", "within_noise", "differs", "scaled_down", "computed", "needs_data", "not_run")
 NO_VALUE = ("needs_data", "not_run")  # the statuses of a cell without a figure
 KEY = ("paper", "table", "row", "column", "metric", "dataset")
-FIELDS = (*KEY, "unit", "value", "stderr", "n_seeds", "budget", "exact", "status", "note")
+FIELDS = (*KEY, "unit", "value", "stderr", "n_seeds", "budget", "exact", "bound", "status", "note")
 DEFAULTS = {"paper": "ours", "dataset": "", "n_seeds": 1, "status": "scaled_down", "note": ""}
 VERDICTS = ("holds", "does not hold", "undecided", "not testable at this budget", "not testable here")
-CLAIM = ("claim", "test", "verdict", "evidence", "paper", "section", "gain", "low", "high", "n", "n_seeds")
-ROUNDING = 1e-12  # a standard error below this share of its figure is rounding, not noise
+CLAIM = (
+    "claim", "test", "verdict", "evidence", "paper", "section", "quote", "gain", "low", "high", "p", "unit", "n",
+    "n_seeds",
+)  # fmt: skip
+LEARNED = 3.0  # by how many standard errors a model must beat the model-free baseline to be judged at all
 
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[\w.@+~-]+/)+")
 
@@ -45,13 +49,12 @@ class Results:
             seed.
 
     Attributes:
-        verdicts: One dict for each claim, in the order in which :meth:`claim` took them.
 
     Example:
         >>> results = Results("psm_toys", "smoke", {"dataset": "TY"}, rows=dict(metric="NLL", unit="nats"))
         >>> results.add("blocks", "four blocks", "TY", (0.75, 0.01), n_seeds=3, budget={"updates": 8000})
         >>> results.add("blocks", "one network", "TY", torch.tensor(0.8))
-        >>> results.claim("blocks help", "test NLL", True, "0.75 against 0.80")
+        >>> results.claim("blocks help", "paired test NLL", gain=(0.05, 0.01), unit="nats")
         >>> len(results), results.frame()["value"].tolist()[0], results.verdicts[0]["verdict"]
         (2, 0.75, 'holds')
         >>> results.add("blocks", "one network", "HG", float("nan"))
@@ -72,7 +75,7 @@ class Results:
         self.parameters = _plain(dict(parameters or {}), "parameters")
         self.seeds = [int(s) for s in seeds] if seeds is not None else self.parameters.get("seeds")
         self.provenance: dict | None = None  # set once saved or loaded
-        self.verdicts: list[dict] = []
+        self._claims: list[dict] = []
         self._rows: dict[tuple[str, ...], dict] = {}
         self._shared = DEFAULTS | _known(rows or {}, FIELDS, "rows")
         self._data: dict[str, str] = {}
@@ -90,7 +93,7 @@ class Results:
 
         Example:
             >>> results = Results("psm_toys", "smoke", rows=dict(metric="NLL", unit="nats"))
-            >>> exact = results.part(table="floors", status="reproduced")
+            >>> exact = results.part(table="exact", status="computed")
             >>> exact.add(row="HG", column="t = 0.001", value=0.25)
             >>> len(results)
             1
@@ -105,20 +108,23 @@ class Results:
         Args:
             table, row, column: The cell, named as in data/paper_values.toml.
             value: The figure: a number, a tensor or array of one element, a pair (value, stderr), or an object with
-                `value` and perhaps `stderr`, `seeds` and `floor`, which then fill `n_seeds` and `exact`. None if there
-                is none.
+                `value` and perhaps `stderr`, `seeds`, `exact` and `bound`, which then fill the fields. None if there is
+                none.
             **fields: Those below; the defaults come from `part` or `rows`.
 
         The fields:
             * paper: The paper whose cell it is, or "ours".
             * metric: What was measured.
             * unit: Unit of the value, "1" if it has none.
-            * status: One of reproduced, within_noise, differs, scaled_down, needs_data, not_run.
+            * status: One of reproduced, within_noise, differs (a comparison with a printed or exact value was made),
+              scaled_down (at a smaller budget than the printed one), computed (exactly, without a counterpart),
+              needs_data, not_run.
             * stderr: Standard error of the value; one at the level of rounding counts as none.
             * n_seeds: Number of independent repetitions behind the value and its error.
             * dataset: The data set that was used, if row and column do not say so.
             * budget: What was spent: updates, blocks, nfe, samples, parameters, ...
-            * exact: The floor or closed-form value, if there is one.
+            * exact: The closed-form value, or what the exact score is quoted under the same protocol, if there is one.
+            * bound: The entropy, below which no normalised model can be on average, if it is known.
             * note: One sentence for the reader; for a cell without a value, the reason.
 
         Raises:
@@ -133,28 +139,67 @@ class Results:
             raise ValueError(f"{_cell(*key)} has a result already: name another row or column, or drop one of the two")
         self._rows[key] = record
 
-    def claim(self, claim: str, test: str, verdict: str | bool, evidence: str, **where) -> None:
+    def claim(
+        self, claim: str, test: str, verdict: str | bool | None = None, evidence: str = "", *, gain=None,
+        learned: Mapping[str, tuple] | None = None, **where,
+    ) -> None:  # fmt: skip
         """Adds a line to the verdict table.
+
+        A claim about a measured effect gives it as an estimate, and the verdict follows from Student's t: it holds, or
+        does not hold, if the effect is above, or below, zero after Holm's correction over the lines of its table
+        (:attr:`verdicts`). No verdict is given on a model that does not beat a model without training.
 
         Args:
             claim: What is claimed, in a few words.
             test: What was measured to decide it.
-            verdict: One of `VERDICTS`; True stands for "holds" and False for "does not hold".
+            verdict: One of `VERDICTS`, for what is not decided by `gain`; True stands for "holds", False for "does not
+                hold".
             evidence: The figures behind the verdict.
-            **where: Any of paper, section (where the claim stands), gain, low, high (an effect and its 95 % interval),
-                n and n_seeds (how many points and seeds it was measured on).
+            gain: The effect, positive if the claim is true: a :class:`psmlib.standard_errors.Estimate` or a pair; with
+                `verdict`, a number or None.
+            learned: By how much each model that is compared beats the model-free baseline, an estimate by what to call
+                the two, such as {"TPSM-A over the best Gaussian": ...}.
+            **where: Any of paper ("ours" by default: our own question), section (where the paper claims it), quote
+                (its own words, with its reservations), unit (of the gain), low, high (its 95 % interval), p, n and
+                n_seeds.
 
         Raises:
-            ValueError: when a field is unknown, empty or of the wrong kind.
+            ValueError: when a field is unknown, empty or of the wrong kind, or neither verdict nor gain is given.
         """
         self._writable()
-        verdict = verdict if isinstance(verdict, str) else VERDICTS[0 if verdict else 1]
-        for name, text in (("claim", claim), ("test", test), ("evidence", evidence)):
+        line = {"paper": self._shared["paper"]} | _known(where, CLAIM[4:], "claim")
+        for name, text in (("claim", claim), ("test", test)):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{name} of the claim {claim!r} must be text, got {text!r}: write a few words")
-        check_choice("verdict", verdict, VERDICTS, of=repr(claim))
-        line = dict(claim=claim, test=test, verdict=verdict, evidence=evidence) | _known(where, CLAIM[4:], "claim")
-        self.verdicts.append(_plain(line, f"claim {claim!r}"))
+        if verdict is None and gain is None:
+            raise ValueError(f"the claim {claim!r} has neither a verdict nor a gain: measure one of them")
+        if verdict is None:
+            found = estimate(gain)
+            low, high = found.interval()
+            counts = {"n": found.n, "n_seeds": found.seeds}
+            line = dict(gain=found.value, low=low, high=high, p=found.p_value()) | counts | line
+        elif gain is not None:
+            line["gain"] = gain
+        verdict = verdict if verdict is None or isinstance(verdict, str) else VERDICTS[0 if verdict else 1]
+        if verdict is not None:
+            check_choice("verdict", verdict, VERDICTS, of=repr(claim))
+        failed = [name for name, by in (learned or {}).items() if not _has_learned(estimate(by))]
+        if failed:
+            verdict, line["p"] = "not testable at this budget", None
+            evidence = "; ".join([*([evidence] if evidence else []), f"not learned: {', '.join(failed)}"])
+        line = dict(claim=claim, test=test, verdict=verdict, evidence=evidence) | line
+        line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        self._claims.append(_plain(line, f"claim {claim!r}"))
+
+    @property
+    def verdicts(self) -> list[dict]:
+        """One dict for each claim, in order; those on effects are decided by Holm's rule, papers' apart from ours."""
+        lines = [dict(line) for line in self._claims]
+        for own in (True, False):
+            family = [x for x in lines if x["verdict"] is None and (x["paper"] == "ours") is own]
+            for line, decided in zip(family, holm([x["p"] for x in family]), strict=True):
+                line["verdict"] = VERDICTS[0 if line["gain"] > 0 else 1] if decided else "undecided"
+        return lines
 
     def _writable(self) -> None:
         if self._loaded:
@@ -182,7 +227,7 @@ class Results:
     def frame(self) -> pd.DataFrame:
         """One line per result, in the order in which they were added; None becomes NaN in number columns."""
         frame = pd.DataFrame(list(self._rows.values()), columns=list(FIELDS))
-        return frame.astype({"value": float, "stderr": float, "exact": float})
+        return frame.astype({name: float for name in ("value", "stderr", "exact", "bound")})
 
     def save(self) -> Path:
         """Writes data/results/<profile>/<notebook>.json in one step, and returns where it is.
@@ -257,9 +302,9 @@ def _checked(record: dict) -> dict:
     n_seeds, budget, empty = record["n_seeds"], record["budget"], record["status"] in NO_VALUE
     if isinstance(n_seeds, bool) or not isinstance(n_seeds, int | np.integer) or n_seeds < 1:
         raise ValueError(f"n_seeds of {cell} is {n_seeds!r}: give a whole number of at least 1")
-    value, stderr, exact = (
+    value, stderr, exact, bound = (
         _number(record[name], f"{name} of {cell}", none=name != "value" or empty, nan=empty)
-        for name in ("value", "stderr", "exact")
+        for name in ("value", "stderr", "exact", "bound")
     )
     if stderr is not None and stderr < 0:
         raise ValueError(f"stderr of {cell} is {stderr:g}: give a standard error, which is never negative")
@@ -270,16 +315,20 @@ def _checked(record: dict) -> dict:
     return record | {
         "value": value, "stderr": None if stderr is not None and stderr <= ROUNDING * abs(value or 0.0) else stderr,
         "n_seeds": 0 if value is None else int(n_seeds), "budget": _plain(budget or {}, f"budget of {cell}"),
-        "exact": exact, "note": " ".join(record["note"].split()),
+        "exact": exact, "bound": bound, "note": " ".join(record["note"].split()),
     }  # fmt: skip
 
 
 def _measured(value) -> dict:
-    """The fields that a figure fills: its value and error, and for a summary also its seeds and floor."""
+    """The fields that a figure fills: its value, its error, and what a summary knows of seeds and truth."""
     figure, stderr = value_and_error(value)
-    known = {"n_seeds": "seeds", "exact": "floor"} if hasattr(value, "value") else {}
-    more = {field: getattr(value, name) for field, name in known.items() if hasattr(value, name)}
+    known = {"n_seeds": "seeds", "exact": "exact", "bound": "bound"} if hasattr(value, "value") else {}
+    more = {field: getattr(value, name) for field, name in known.items() if getattr(value, name, None) is not None}
     return {"value": figure, "stderr": stderr} | more
+
+
+def _has_learned(by: Estimate) -> bool:
+    return by.stderr is not None and by.value > LEARNED * by.stderr
 
 
 def _known(fields: Mapping, known: Sequence[str], where: str) -> dict:

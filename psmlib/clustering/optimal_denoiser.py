@@ -121,36 +121,36 @@ def curve(t: Tensor, share: Tensor, bins: int, lo: float, hi: float) -> tuple[Te
 
 
 def by_optimal_denoiser(
-    *, score: Score, data, intervals: int = 3, alpha: float = 0.9, eta: float = 2 / 255, samples: int = 20_000,
+    *, score: Score, data, intervals: int = 3, threshold: float = 0.9, eta: float = 2 / 255, samples: int = 20_000,
     seed: int = 0, reading: str = "paper", rule: str = "first crossing",
 ) -> tuple[float, ...]:  # fmt: skip
     r"""Borders by Algorithm 1, for any number of intervals.
 
-    The first interval ends at :math:`t_1`, up to which the mean similarity to t = 0 is at least :math:`\alpha`; the
-    last one starts likewise at :math:`t_2`, with the similarity to t = T. The rest is divided by the same rule between
-    :math:`t_1` and :math:`t_2`; if one border remains, it is found from the left. The paper gives neither
-    :math:`\alpha` nor :math:`\eta` nor the number of draws K; :math:`\eta = 2/255` is that of its released notebook,
-    for data in [0, 1].
+    The first interval ends at :math:`t_1`, up to which the mean similarity to t = 0 is at least the threshold (the
+    paper's alpha); the last one starts likewise at :math:`t_2`, with the similarity to t = T. The rest is divided by
+    the same rule between :math:`t_1` and :math:`t_2`; if one border remains, it is found from the left. The paper gives
+    neither the threshold nor :math:`\eta` nor the number of draws; :math:`\eta = 2/255` is that of its released
+    notebook, for data in [0, 1].
 
     Args:
         score: The optimal denoiser, :class:`psmlib.exact.finite_set.DiffusedData`, or any other Score.
         data: Source of x_0: a tensor of points, or an object with ``sample``.
         intervals: Number of intervals; three in the paper.
-        alpha: Lowest mean similarity within an interval.
+        threshold: Lowest mean similarity within an interval.
         eta: Largest difference that counts as agreement.
-        samples: Draws (x_0, noise, t) for each pair of borders, K.
+        samples: Draws (x_0, noise, t) for each pair of borders.
         seed: Seed of the draws.
         reading: See :mod:`psmlib.clustering.optimal_denoiser`.
-        rule: "first crossing": an interval ends where the running mean first falls below alpha; "as printed": at the
-            largest (smallest) time at which it is at least alpha, even if it was lower before.
+        rule: "first crossing": an interval ends where the running mean first falls below the threshold; "as printed":
+            at the largest (smallest) time at which it is at least the threshold, even if it was lower before.
 
     Raises:
         ValueError: when the two ends meet, all times or none are similar, or an argument is out of range.
     """
     check_choice("rule", rule, RULES, of="Algorithm 1")
-    if not 0 < alpha <= 1 or samples < 1 or intervals < 2:
-        needs = "0 < alpha <= 1, samples >= 1 and intervals >= 2"
-        raise ValueError(f"Algorithm 1 needs {needs}, got {alpha}, {samples} and {intervals}")
+    if not 0 < threshold <= 1 or samples < 1 or intervals < 2:
+        needs = "0 < threshold <= 1, samples >= 1 and intervals >= 2"
+        raise ValueError(f"Algorithm 1 needs {needs}, got {threshold}, {samples} and {intervals}")
     mean = data.mean(0, dtype=torch.float64) if isinstance(data, Tensor) else getattr(data, "mean", None)
     mean = None if mean is None else mean.to(**score.tensor_options)
     generator = stream(seed)
@@ -159,18 +159,18 @@ def by_optimal_denoiser(
         """The other end of the interval that starts at the anchor."""
         share = similarity(score, x0, eps, t, anchor, eta=eta, reading=reading, mean=mean)
         times, level = running_mean(t, share, downwards=downwards)
-        enough = level >= alpha
+        enough = level >= threshold
         if not bool(enough.any() if rule == "as printed" else enough[0]):
-            raise ValueError(f"no time is like t = {anchor:.3g}: take a lower alpha, a larger eta or more samples")
+            raise ValueError(f"no time is like t = {anchor:.3g}: take a lower threshold, a larger eta or more samples")
         if rule == "as printed":
             return float(times[enough][-1])
         short = (~enough).nonzero()
-        return float(times[int(short[0])] if len(short) else times[-1])  # the last time if it never falls below alpha
+        return float(times[int(short[0])] if len(short) else times[-1])  # the last time if it never falls so low
 
     def borders(count: int, lo: float, hi: float) -> tuple[float, ...]:
         """The inner borders between two ends."""
         x0, eps, t = draws(data, samples, lo, hi, generator, score.tensor_options)
-        left, mend = end_of_interval(x0, eps, t, lo, False), "take a higher alpha or a smaller eta"
+        left, mend = end_of_interval(x0, eps, t, lo, False), "take a higher threshold or a smaller eta"
         if count == 1:
             if left >= float(t.max()):
                 raise ValueError(f"times from {lo:.3g} to {hi:.3g} are alike throughout: {mend}")

@@ -2,7 +2,7 @@ r"""Timestep clustering: the rules of the Multistage paper (Section 4.2, Table 4
 
 Every rule returns the inner borders, for ``Partition([0, *split(...), T])``:
 
-* ``"optimal_denoiser"``: Algorithm 1. Within an interval the average similarity to its end is at least :math:`\alpha`.
+* ``"optimal_denoiser"``: Algorithm 1. Within an interval the average similarity to its end is at least a threshold.
 * ``"timestep"``, ``"snr"``, ``"gradient"``: segments with the smallest distances of their times to their centres, in
   time, in log SNR, or by the cosine between the gradients of a trained network's loss.
 * ``"difficulty"``: not in the paper. Blocks with equal parts of the irreducible denoising loss, summed over dimensions
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from psmlib.bank.mlp_bank import Bank
 from psmlib.clustering.optimal_denoiser import by_optimal_denoiser
-from psmlib.exact.floors import irreducible_loss
+from psmlib.exact.irreducible_loss import irreducible_loss
 from psmlib.kernels.bank_mlp import BankMLP
 from psmlib.machine.checks import check_choice
 from psmlib.machine.streams import stream

@@ -11,15 +11,18 @@ from psmlib.bank.mlp_bank import Bank
 from psmlib.benchmarks import timing
 from psmlib.benchmarks.cnf import CNF, differentiable
 from psmlib.benchmarks.costs import (
+    LEVEL,
     Cost,
     Ratio,
+    above,
+    below,
     compare,
     denoising_update,
     flow_update,
+    largest,
     measure,
     peak_bytes,
     ratio,
-    verdict_ratio,
 )
 from psmlib.benchmarks.timing import Times
 from psmlib.machine.streams import stream
@@ -136,17 +139,18 @@ def test_pairing_removes_what_hits_both():
     one, other = cost(*busy), cost(*(1.1 * b for b in busy))
     found = ratio(other, one)
     assert found.value == pytest.approx(1.1) and found.high - found.low < 1e-12
-    assert verdict_ratio(found, 1.05) == "does not hold" and verdict_ratio(found, 1.2) == "holds"
+    assert below(found, 1.05)["verdict"] == "does not hold" and below(found, 1.2)["verdict"] == "holds"
+    assert above(found, 1.05)["verdict"] == "holds" and above(found, 1.2)["verdict"] == "does not hold"
 
 
-@pytest.mark.parametrize(("n", "k"), [(2, 1), (5, 1), (8, 2), (11, 3), (30, 11)])
+@pytest.mark.parametrize(("n", "k"), [(2, 1), (5, 1), (9, 2), (11, 2), (30, 10)])
 def test_the_interval_is_that_of_the_sign_test(n, k):
     each = tuple(float(i + 1) for i in range(n))
     found = ratio(cost(*each), cost(*[1.0] * n))
     assert (found.low, found.high) == (k, n + 1 - k)
     assert found.level == pytest.approx(1 - 2 * stats.binom.cdf(k - 1, n, 0.5))
     if k > 1:
-        assert found.level >= 0.9 > 1 - 2 * stats.binom.cdf(k, n, 0.5)
+        assert found.level >= LEVEL > 1 - 2 * stats.binom.cdf(k, n, 0.5)
 
 
 def test_the_interval_holds_the_median_as_often_as_it_says():
@@ -168,9 +172,30 @@ def test_a_standard_error_is_that_of_a_normal_with_the_same_interval():
 
 
 def test_verdicts_need_the_whole_interval():
-    assert [verdict_ratio(Ratio(1, low, high, 0.9), 1) for low, high in ((0.8, 1), (0.9, 1.1), (1.1, 1.2))] == [
-        "holds", "undecided", "does not hold",
-    ]  # fmt: skip
+    found = [Ratio(1, low, high, LEVEL) for low, high in ((0.8, 1), (0.9, 1.1), (1.1, 1.2))]
+    assert [below(ratio, 1)["verdict"] for ratio in found] == ["holds", "undecided", "does not hold"]
+    assert [above(ratio, 1)["verdict"] for ratio in found] == ["undecided", "undecided", "holds"]
+
+
+def test_a_claim_carries_the_distance_to_its_limit_and_the_interval():
+    found = Ratio(2.0, 1.5, 4.0, LEVEL)
+    assert below(found, 3.0) == dict(verdict="undecided", gain=1.0, low=-1.0, high=1.5)
+    assert above(found, 3.0) == dict(verdict="undecided", gain=-1.0, low=-1.5, high=1.0)
+
+
+def test_too_few_turns_decide_nothing():
+    five, six = (ratio(cost(*[2.0] * n), cost(*[1.0] * n)) for n in (5, 6))
+    assert above(five, 1.0) == dict(verdict="undecided", gain=1.0, low=None, high=None)
+    assert above(six, 1.0) == dict(verdict="holds", gain=1.0, low=1.0, high=1.0)
+
+
+def test_the_largest_ratio_is_below_a_limit_if_all_are():
+    found = [Ratio(1.0, 0.9, 1.05, 0.97), Ratio(0.8, 0.7, 1.3, 0.96)]
+    assert largest(found) == Ratio(1.0, 0.9, 1.3, 0.96)
+    for limit in (0.85, 0.95, 1.1, 1.3):
+        every = {below(ratio, limit)["verdict"] for ratio in found}
+        worst = [verdict for verdict in ("does not hold", "undecided", "holds") if verdict in every][0]
+        assert below(largest(found), limit)["verdict"] == worst
 
 
 # updates

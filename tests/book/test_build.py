@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from psmlib.book import captions
 from psmlib.book.build import expected, missing
 from psmlib.book.notebooks import toc_notebooks, toc_pages
 from psmlib.book.pages import reproduced_by
@@ -57,6 +58,16 @@ def test_the_notebook_ran_at_smoke_without_a_trace_of_trouble(html: Path, name: 
     noise = ["".join(o["text"]) for o in outputs if o.get("name") == "stderr"]
     assert noise == [], "a warning or a progress bar was left behind"
     assert not [o for o in outputs if any("widget" in kind for kind in o.get("data", {}))]
+
+
+@pytest.mark.parametrize("name", toc_notebooks())
+def test_every_figure_has_one_caption_which_says_what_was_run(html: Path, name: str) -> None:
+    cells = json.loads((paths.EXECUTED / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    for cell in cells:
+        pictures = [o for o in cell.get("outputs", []) if any(k.startswith("image/") for k in o.get("data", {}))]
+        assert len(pictures) <= 1, f"cell {cell['id']}: two figures would share a caption"
+        assert not pictures or cell["metadata"]["mystnb"]["figure"]["caption"], f"cell {cell['id']}"
+        assert not [o for o in pictures if captions.KEY in o["metadata"]], "the book must have put it into the caption"
 
 
 def test_no_page_loads_anything_from_elsewhere(texts: dict[Path, str]) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from psmlib.book.formatting import budget_words, fmt, markdown_table, plus_minus, value_and_error
+from psmlib.book.paper_values import Printed
 
 
 def parsed(text: str) -> list[list[str]]:
@@ -32,13 +33,16 @@ def parsed(text: str) -> list[list[str]]:
         ((-1.25, 0.3), "−1.2 ± 0.3"),
         ((51234.5, 320), "51,200 ± 300"),
         ((51234.5, 1320), "51,200 ± 1,300"),
-        ((0.25, 0.0), "0.250 ± 0"),
-        ((3.0, 0.0), "3 ± 0"),
+        ((0.25, 0.0), "0.250"),
+        ((3.0, 0.0), "3"),
         ((0.0, 1e-5), "(0.0 ± 1.0)e-05"),
         ((-2e-5,), "−2e-05"),
         ((2.5e-7, 3e-8), "(2.5 ± 0.3)e-07"),
         ((0.5, 1e-9), "0.500000000 ± 1e-09"),
         ((0.58,), "0.580"),
+        ((Printed("0.330"),), "0.330"),
+        ((Printed("-1234.50"),), "−1,234.50"),
+        ((Printed("8000"),), "8,000"),
         ((1.23456,), "1.235"),
         ((1234.56,), "1,235"),
         ((8000,), "8,000"),
@@ -88,7 +92,7 @@ def test_budget_is_said_in_words_in_a_fixed_order():
         ([0.5, None], "-"),
         (["0.612 ± 0.004 (3)", "–"], "-"),
         (["(2.5 ± 0.3)e-07"], "-"),
-        (["0.61 ± 0.01 (floor 0.48)", "not run"], "-"),
+        (["0.61 ± 0.01 (exact 0.48)", "not run"], "-"),
         (["−8,000"], "-"),
         (["8,000 updates, 4 blocks"], ":"),
         (["3D", "1"], ":"),

@@ -26,10 +26,11 @@ def claim(tree: Path, name: str, *tables: str) -> None:
     (tree / "notebooks" / f"{name}.ipynb").write_text(json.dumps(document))
 
 
-def result(profile: str, value: float | None, status: str, note: str = "") -> None:
-    """Keep one result for TPSM-B on TY."""
+def result(profile: str, value: float | None, status: str, note: str = "", **cell: str) -> None:
+    """Keep one result, for TPSM-B on TY if the cell is not named."""
     results = Results("toys", profile, {})
-    cell = {"paper": "psm", "table": "1", "row": "TY", "column": "TPSM-B", "metric": "NLL", "unit": "nats"}
+    place = {"paper": "psm", "table": "1", "row": "TY", "column": "TPSM-B", "metric": "NLL", "unit": "nats"}
+    cell = place | cell
     error = None if value is None else 0.004
     results.add(**cell, value=value, stderr=error, n_seeds=3, exact=0.477, status=status, note=note)
     results.save()
@@ -58,11 +59,30 @@ def test_a_table_has_a_command_or_says_not_yet(tree: Path) -> None:
 
 
 def test_a_number_without_a_result_says_why(tree: Path) -> None:
-    assert line(pages.paper_cells()).endswith("| 0.64 | – | – | not yet |")
+    chapter = "{doc}`/_executed/toys`"
+    assert line(pages.paper_cells()).endswith("| 0.64 | – | – | not yet: this paper has no chapter yet |")
+    claim(tree, "images", "psm 2")
+    assert line(pages.paper_cells()).endswith("| not yet: no chapter covers this table |")
     claim(tree, "toys", "psm 1")
-    assert line(pages.paper_cells()).endswith("| not run: no such row in toys |")
+    assert line(pages.paper_cells()).endswith(f"| not run: {chapter} has no results at any budget yet |")
+    result("quick", 0.7, "scaled_down", column="TPSM-A", metric="blocks")
+    assert line(pages.paper_cells()).endswith(f"| not run: {chapter} does not measure it |")
+    result("quick", 0.7, "scaled_down", column="TPSM-A")
+    assert line(pages.paper_cells()).endswith(f"| not run: at no budget so far has {chapter} measured it |")
     result("quick", None, "needs_data", "the data cannot be had")
     assert line(pages.paper_cells()).endswith("| – | – | needs data: the data cannot be had |")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [("CIFAR-10", "cifar10"), ("CelebA 64x64", "celeba64"), ("ImageNet", "imagenet64"), ("MNIST", "mnist")],
+)
+def test_a_data_set_that_is_not_shipped_has_a_command(tree: Path, dataset: str, name: str) -> None:
+    cell = {"paper": "psm", "table": "2", "metric": "BPD", "dataset": dataset}
+    ours = {("psm", "2", "SA-DPM", "digits", "BPD"): {}}
+    said = pages._why_missing(cell, ours, {("psm", "2"): "images"})
+    assert said.startswith("needs data: ") and f"`-p dataset {name}`" in said
+    assert pages._kept_elsewhere("CelebA-HQ 256x256") is None and pages._kept_elsewhere("TY") is None
 
 
 def test_the_largest_budget_is_shown(tree: Path) -> None:
@@ -75,10 +95,12 @@ def test_the_largest_budget_is_shown(tree: Path) -> None:
     assert "(gpu, n = 3)" in line(pages.paper_cells())
 
 
-def test_the_summary_counts_every_number(tree: Path) -> None:
-    result("quick", 0.7, "scaled_down")
+def test_the_statuses_of_all_numbers_are_counted(tree: Path) -> None:
     total = len(paper_values())
-    assert pages.paper_cells().startswith(f"{total} printed numbers: {total - 1} not yet, 1 scaled down.")
+    assert pages.counts().startswith(f"The five papers print {total} numbers ")
+    assert pages.counts().endswith(f": {total} *not yet*.\n")
+    result("quick", 0.7, "scaled_down")
+    assert f": 1 *scaled down* and {total - 1} *not yet*.\n" in pages.counts()
 
 
 def test_all_pages_are_written(tree: Path) -> None:

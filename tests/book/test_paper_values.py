@@ -1,6 +1,7 @@
 """The papers' printed numbers, compared with a second, independent transcription."""
 
 import math
+import pickle
 import re
 import tomllib
 from collections import defaultdict
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from psmlib.book.paper_values import paper_value, paper_values
+from psmlib.book.paper_values import Printed, paper_value, paper_values, status
 from psmlib.machine.paths import PAPER_VALUES
+from psmlib.standard_errors import Estimate
 
 CELLS = tomllib.loads(PAPER_VALUES.read_text(encoding="utf-8"))["cell"]
 ROWS = tomllib.loads((Path(__file__).parents[1] / "data" / "paper_row_sums.toml").read_text(encoding="utf-8"))["row"]
@@ -165,3 +167,26 @@ def test_paper_value_finds_each_cell_and_the_frame_is_a_copy():
 def test_an_unknown_cell_is_refused_with_the_nearest_ones(key, said):
     with pytest.raises(ValueError, match=re.escape(said).replace(r"\.\*", ".*")):
         paper_value(*key)
+
+
+def test_printed_numbers_keep_their_text():
+    values = paper_values()
+    text = re.findall(r"^value = (.*)$", PAPER_VALUES.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [printed.text for printed in values["printed"]] == text
+    assert list(values["value"]) == [float(each) for each in text]
+    printed = paper_value("multistage", "4", "Timestep [20, 21]", "t_1", "t1")
+    assert str(printed) == "0.330"
+    assert printed == float(printed.text) and pickle.loads(pickle.dumps(printed)).text == printed.text
+
+
+def test_the_status_knows_rounding_and_error():
+    ours = Estimate(0.611, 0.01, 2)  # half of the 95 % interval is 0.043
+    assert status(ours, "quick", Printed("0.61")) == "scaled_down" and status(ours, "paper", None) == "computed"
+    assert status(ours, "paper", Printed("0.61")) == "reproduced"
+    assert (
+        status(ours, "paper", Printed("0.65")) == "within_noise" and status(ours, "paper", Printed("0.67")) == "differs"
+    )
+    assert (
+        status(0.3344, "paper", Printed("0.334")) == "reproduced"
+        and status(0.334, "paper", Printed("0.330")) == "differs"
+    )

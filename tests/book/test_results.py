@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from psmlib import standard_errors
 from psmlib.book import results as module
 from psmlib.book.results import FIELDS, STATUSES, Results, load
 from psmlib.machine import paths
@@ -121,14 +122,16 @@ def test_a_row_takes_what_it_does_not_say_from_its_part_then_from_the_chapter():
 
 def test_a_pair_and_a_summary_fill_the_fields_that_they_know():
     results = Results("nb", "smoke", rows=dict(unit="nats", metric="NLL", n_seeds=9))
-    summary = SimpleNamespace(value=0.6, stderr=0.01, seeds=3, floor=0.5)
+    summary = SimpleNamespace(value=0.6, stderr=0.01, seeds=3, exact=0.5, bound=0.4)
     results.add("t", "pair", "c", (0.6, 0.01))
     results.add("t", "pair of a single run", "c", (0.6, None))
     results.add("t", "summary", "c", summary)
     results.add("t", "summary overruled", "c", summary, exact=None, n_seeds=2)
-    results.add("t", "tensor", "c", torch.tensor(0.6))  # has a method floor, which is no figure
-    rows = [tuple(row[f] for f in ("stderr", "n_seeds", "exact")) for row in results._rows.values()]
-    assert rows == [(0.01, 9, None), (None, 9, None), (0.01, 3, 0.5), (0.01, 2, None), (None, 9, None)]
+    results.add("t", "estimate", "c", standard_errors.Estimate(0.6, 0.01, 2, seeds=3))
+    results.add("t", "tensor", "c", torch.tensor(0.6))
+    rows = [tuple(row[f] for f in ("stderr", "n_seeds", "exact", "bound")) for row in results._rows.values()]
+    pairs, summaries = [(0.01, 9, None, None), (None, 9, None, None)], [(0.01, 3, 0.5, 0.4), (0.01, 2, None, 0.4)]
+    assert rows == [*pairs, *summaries, (0.01, 3, None, None), (None, 9, None, None)]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +180,8 @@ def test_claims_are_kept_in_order_with_what_is_known_of_them(folder):
     ("line", "said"),
     [
         (("c", "t", "yes", "e"), "verdict 'yes' of 'c': use one of holds, does not hold"),
-        (("c", "t", True, " "), "evidence of the claim 'c' must be text, got ' '"),
+        (("c", " ", True, "e"), "test of the claim 'c' must be text, got ' '"),
+        (("c", "t"), "the claim 'c' has neither a verdict nor a gain: measure one of them"),
         ((None, "t", True, "e"), "claim of the claim None must be text"),
     ],
 )
@@ -186,6 +190,42 @@ def test_a_claim_without_words_or_with_another_verdict_is_refused(line, said):
         make().claim(*line)
     with pytest.raises(ValueError, match="unknown field 'proof' of claim: use one of paper, section"):
         make().claim("c", "t", True, "e", proof="x")
+
+
+def test_effects_are_decided_by_students_t_and_holms_rule():
+    results, few = make(), standard_errors.Estimate
+    results.claim("a", "t", gain=few(0.30, 0.1, df=2, n=100, seeds=3))  # three standard errors: p = .095 by t
+    results.claim("b", "t", gain=few(0.21, 0.1))  # p = .036 alone
+    results.claim("c", "t", gain=few(-0.3, 0.1))  # p = .0027
+    results.claim("d", "t", gain=few(0.2, None, 0))
+    lines = results.verdicts
+    assert [line["verdict"] for line in lines] == ["undecided", "undecided", "does not hold", "undecided"]
+    assert (lines[0]["n"], lines[0]["n_seeds"]) == (100, 3)
+    assert lines[0]["low"] == pytest.approx(0.3 - 0.1 * 4.302653) and lines[0]["p"] == pytest.approx(0.0955, abs=1e-4)
+    assert lines[3]["low"] is None and lines[3]["p"] == 1.0
+    results.claim("a paper's", "t", gain=few(0.21, 0.1), paper="psm")  # a table of its own: .036 is enough there
+    assert results.verdicts[-1]["verdict"] == "holds"
+
+
+def test_a_family_of_claims_without_effects_is_seldom_wrong():
+    g, wrong = np.random.default_rng(0), 0
+    for _ in range(400):
+        results = make()
+        for line in g.normal(size=(6, 4)):
+            results.claim("x", "t", gain=standard_errors.mean(line))
+        wrong += any(line["verdict"] != "undecided" for line in results.verdicts)
+    assert wrong <= 400 * 0.05 + 4 * (400 * 0.05 * 0.95) ** 0.5 and wrong > 0
+
+
+def test_no_verdict_on_a_model_that_has_not_learned():
+    results, gain = make(), (0.5, 0.01)
+    for by in (0.29, 0.31):
+        results.claim("cutting helps", "NLL", gain=gain, learned={"A over the best Gaussian": (by, 0.1)})
+    results.claim("cutting helps", "NLL", False, "4.1", learned={"A over uniform": (-0.1, None), "B over it": (1, 0.1)})
+    lines, words = results.verdicts, "not testable at this budget"
+    assert [line["verdict"] for line in lines] == [words, "holds", words]
+    assert lines[0]["evidence"] == "not learned: A over the best Gaussian" and lines[0]["p"] is None
+    assert lines[2]["evidence"] == "4.1; not learned: A over uniform"
 
 
 def test_a_file_from_before_verdicts_were_kept_reads_back(folder):

@@ -53,18 +53,18 @@ def alike_within(width):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_an_interval_ends_where_the_mean_has_fallen_to_alpha(pretend, rule):
-    # the mean over (0, t] is .2 / t beyond .2, so that it is alpha at .2 / alpha
+def test_an_interval_ends_where_the_mean_has_fallen_to_the_threshold(pretend, rule):
+    # the mean over (0, t] is .2 / t beyond .2, so that it is the threshold at .2 / threshold
     pretend(alike_within(0.2))
-    for alpha in (0.9, 0.6):
-        t1, t2 = cut(alpha=alpha, rule=rule)
-        assert abs(t1 - 0.2 / alpha) < shift(20_000) and abs(t2 - 1 + 0.2 / alpha) < shift(20_000)
+    for threshold in (0.9, 0.6):
+        t1, t2 = cut(threshold=threshold, rule=rule)
+        assert abs(t1 - 0.2 / threshold) < shift(20_000) and abs(t2 - 1 + 0.2 / threshold) < shift(20_000)
 
 
 @pytest.mark.parametrize("intervals", [2, 3, 4, 5, 6, 7])
 def test_what_lies_between_is_cut_by_the_same_rule(pretend, intervals):
     pretend(alike_within(0.1))
-    borders, reach = cut(alpha=0.8, intervals=intervals), 0.1 / 0.8
+    borders, reach = cut(threshold=0.8, intervals=intervals), 0.1 / 0.8
     left, right = intervals // 2, (intervals - 1) // 2
     want = [reach * (k + 1) for k in range(left)] + [1 - reach * (k + 1) for k in reversed(range(right))]
     assert len(borders) == intervals - 1 and len(Partition([0, *borders, 1])) == intervals
@@ -74,13 +74,13 @@ def test_what_lies_between_is_cut_by_the_same_rule(pretend, intervals):
 def test_first_crossing_and_what_is_printed(pretend):
     # alike but on a stretch near either end: the mean falls to .5 and is back at .8 at the far end
     pretend(lambda t, anchor: ((t - anchor).abs() < 0.1) | ((t - anchor).abs() > 0.3))
-    t1, t2 = cut(alpha=0.78)
+    t1, t2 = cut(threshold=0.78)
     assert abs(t1 - 0.1 / 0.78) < shift(20_000) and abs(t2 - 1 + 0.1 / 0.78) < shift(20_000)
     with pytest.raises(
-        ValueError, match=r"the two ends meet \(t1 = 1 is not before t2 = .*e-05\): take a higher alpha"
+        ValueError, match=r"the two ends meet \(t1 = 1 is not before t2 = .*e-05\): take a higher threshold"
     ):
-        cut(alpha=0.78, rule="as printed")
-    t1, t2 = cut(alpha=0.85, rule="as printed")  # never back at .85
+        cut(threshold=0.78, rule="as printed")
+    t1, t2 = cut(threshold=0.85, rule="as printed")  # never back at .85
     assert abs(t1 - 0.1 / 0.85) < shift(20_000) and abs(t2 - 1 + 0.1 / 0.85) < shift(20_000)
 
 
@@ -91,30 +91,32 @@ def test_all_alike_or_nothing_alike(pretend, intervals, rule):
     with pytest.raises(ValueError, match="alike throughout|the two ends meet"):
         cut(intervals=intervals, rule=rule)
     pretend(lambda t, anchor: torch.zeros_like(t))
-    with pytest.raises(ValueError, match="no time is like t = 0: take a lower alpha, a larger eta or more samples"):
+    with pytest.raises(ValueError, match="no time is like t = 0: take a lower threshold, a larger eta or more samples"):
         cut(intervals=intervals, rule=rule)
 
 
 def test_likeness_that_comes_late_or_is_just_enough(pretend):
     pretend(lambda t, anchor: (t - anchor).abs() > 0.1)
     with pytest.raises(ValueError, match="no time is like t = 0"):
-        cut(alpha=0.5)
+        cut(threshold=0.5)
     with pytest.raises(ValueError, match="alike throughout"):  # as printed, the whole mean of .9 is what counts
-        cut(alpha=0.5, intervals=2, rule="as printed")
+        cut(threshold=0.5, intervals=2, rule="as printed")
     pretend(lambda t, anchor: torch.full_like(t, 0.5))
     with pytest.raises(ValueError, match="alike throughout"):
-        cut(alpha=0.5, intervals=2)
+        cut(threshold=0.5, intervals=2)
 
 
-@given(seed=st.integers(0, 10_000), alpha=st.floats(0.3, 0.99), width=st.floats(0.02, 0.3), intervals=st.integers(2, 7))
+@given(
+    seed=st.integers(0, 10_000), threshold=st.floats(0.3, 0.99), width=st.floats(0.02, 0.3), intervals=st.integers(2, 7)
+)
 @settings(max_examples=40, deadline=None)
-def test_borders_ascend_or_there_are_none(seed, alpha, width, intervals):
+def test_borders_ascend_or_there_are_none(seed, threshold, width, intervals):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             module, "similarity", lambda score, x0, eps, t, anchor, **_: ((t - anchor).abs() < width).double()
         )
         try:
-            borders = cut(seed=seed, alpha=alpha, intervals=intervals, samples=200)
+            borders = cut(seed=seed, threshold=threshold, intervals=intervals, samples=200)
         except ValueError as error:
             assert "the two ends meet" in str(error) or "no time is like" in str(error) or "throughout" in str(error)
             return
@@ -127,7 +129,7 @@ def test_borders_ascend_or_there_are_none(seed, alpha, width, intervals):
 @pytest.mark.parametrize("p", [USUAL, EDM(3.0)], ids=["VP", "EDM"])
 def test_a_gaussian_given_as_a_density(p):
     """The share is an error function, its mean an integral, the border a root."""
-    s, eta, alpha, n = 0.5, 0.1, 0.8, 20_000
+    s, eta, threshold, n = 0.5, 0.1, 0.8, 20_000
     toy = Mixture(gaussians=[(1, [0.0, 0.0], s**2)])
 
     def share(t, anchor):
@@ -139,15 +141,15 @@ def test_a_gaussian_given_as_a_density(p):
         return math.erf(eta / s / math.dist(told(t), told(anchor)) / math.sqrt(2)) if t != anchor else 1.0
 
     def excess(t, anchor):
-        return quad(share, *sorted((anchor, t)), args=(anchor,))[0] / abs(t - anchor) - alpha
+        return quad(share, *sorted((anchor, t)), args=(anchor,))[0] / abs(t - anchor) - threshold
 
-    args = dict(score=toy.diffused(p), data=toy, alpha=alpha, eta=eta, samples=n)
+    args = dict(score=toy.diffused(p), data=toy, threshold=threshold, eta=eta, samples=n)
     found = by_optimal_denoiser(**args, reading="denoised")
     for border, anchor in zip(found, (0.0, p.T), strict=True):
         want = brentq(excess, *((1e-3, p.T) if anchor == 0 else (1e-3, p.T - 1e-3)), args=(anchor,))
         inside = n * abs(want - anchor) / p.T
-        slope = (alpha - share(want, anchor)) / abs(want - anchor)
-        assert abs(border - want) < 4 * math.sqrt(alpha * (1 - alpha) / inside) / slope
+        slope = (threshold - share(want, anchor)) / abs(want - anchor)
+        assert abs(border - want) < 4 * math.sqrt(threshold * (1 - threshold) / inside) / slope
 
 
 def test_only_finite_data_have_a_first_interval():
@@ -180,11 +182,11 @@ def digits():
     ],
 )
 def test_recorded_on_digits(digits, scale, shifted, recorded, many):
-    """3000 samples, alpha = .9, eta = 2/256, to within the spread over seeds; ``many`` is from 100,000 samples."""
+    """3000 samples, threshold .9, eta = 2/256, to within the spread over seeds; ``many`` is from 100,000 samples."""
     score = DiffusedData((scale * digits - shifted).float(), USUAL)
     found = []
     for seed in range(6):
-        args = dict(score=score, data=score.data, alpha=0.9, eta=2 / 256, samples=3000, seed=seed)
+        args = dict(score=score, data=score.data, threshold=0.9, eta=2 / 256, samples=3000, seed=seed)
         (t1, t2), (again, t3) = (by_optimal_denoiser(**args, reading=r) for r in ("paper", "same point"))
         assert t1 == again
         found.append((t1, t2, t3))
@@ -205,7 +207,7 @@ def test_the_printed_rule_is_a_little_later_and_no_other_on_digits(digits):
 
 def test_settings_move_the_borders_as_they_must(digits):
     args = dict(score=DiffusedData(digits.float(), USUAL), data=digits.float(), samples=1000)
-    strict, usual, lax = (by_optimal_denoiser(**args, alpha=alpha) for alpha in (0.95, 0.9, 0.8))
+    strict, usual, lax = (by_optimal_denoiser(**args, threshold=threshold) for threshold in (0.95, 0.9, 0.8))
     assert strict[0] < usual[0] < lax[0] and lax[1] < usual[1] < strict[1]
     fine, coarse = (by_optimal_denoiser(**args, eta=eta) for eta in (1 / 255, 4 / 255))
     assert fine[0] < usual[0] < coarse[0] and coarse[1] < usual[1] < fine[1]
@@ -256,9 +258,9 @@ def test_draws_are_uniform_and_never_at_the_lower_end(monkeypatch):
     "arguments, message",
     [
         (dict(rule="last"), "unknown rule 'last' of Algorithm 1: use one of first crossing, as printed"),
-        (dict(alpha=0.0), "0 < alpha <= 1, samples >= 1 and intervals >= 2, got 0.0, 20000 and 3"),
-        (dict(alpha=1.5), "got 1.5, 20000 and 3"),
-        (dict(alpha=math.nan), "got nan"),
+        (dict(threshold=0.0), "0 < threshold <= 1, samples >= 1 and intervals >= 2, got 0.0, 20000 and 3"),
+        (dict(threshold=1.5), "got 1.5, 20000 and 3"),
+        (dict(threshold=math.nan), "got nan"),
         (dict(samples=0), "got 0.9, 0 and 3"),
         (dict(intervals=1), "got 0.9, 20000 and 1"),
         (dict(reading="code"), "unknown reading 'code'"),

@@ -11,7 +11,7 @@ from psmlib.clustering.rules import METHODS, best_segments, timestep_gradients
 from psmlib.data.toys import HG, Mixture
 from psmlib.exact.expectations import component_average
 from psmlib.exact.finite_set import DiffusedData
-from psmlib.exact.floors import irreducible_loss
+from psmlib.exact.irreducible_loss import irreducible_loss
 from psmlib.kernels.bank_mlp import bank_mlp_ref
 from psmlib.machine.streams import stream
 from psmlib.nets.mlp import Conditioned, Plain
@@ -60,7 +60,11 @@ def test_every_method_gives_the_inner_borders_of_a_partition():
             {},
             "unknown method 'kmeans' of clustering: use one of optimal_denoiser, timestep, snr, gradient, dif",
         ),
-        ("snr", dict(process=PSM, alpha=0.9), "snr clustering takes no alpha=: it takes process, intervals, times"),
+        (
+            "snr",
+            dict(process=PSM, threshold=0.9),
+            "snr clustering takes no threshold=: it takes process, intervals, times",
+        ),
         ("snr", {}, "snr clustering needs process=: it takes process, intervals"),
         (
             "optimal_denoiser",

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from psmlib.book.plots.look import FLOOR_COLOUR, METHOD_COLOURS, WIDTH, as_array, colours, finish, new_axes
+from psmlib.book.plots.look import EXACT_COLOUR, METHOD_COLOURS, WIDTH, as_array, colours, finish, new_axes
 
 LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -20,7 +20,7 @@ def bars(
     frame: pd.DataFrame, caption: str = "", *, method: str = "column", panel: str = "dataset",
     xlabel: str = "test NLL [nats]", printed: str | None = None,
 ) -> Figure:  # fmt: skip
-    """One dot per method with its standard error, right of the exact floor; one axis per data set.
+    """One dot per method with its standard error, with the exact value; one axis per data set.
 
     Args:
         frame: Rows as `Results.frame()` gives them: value, stderr, exact and the fields named below.
@@ -36,13 +36,15 @@ def bars(
     figure, axes = new_axes(1, len(panels), (WIDTH, 1.7 + 0.32 * len(names)), sharey=True)
     shape, hues = dict(zip(names, distinct(names, MARKERS), strict=True)), colours(names)
     for ax, (title, part) in zip(axes[0], panels, strict=True):
-        floors = part["exact"].dropna().unique()
-        if len(floors) == 1:
-            ax.axvline(floors[0], color=FLOOR_COLOUR, ls="--", lw=1.4, zorder=1, label="exact floor")
+        known = part["exact"].dropna().unique()
+        if len(known) == 1:
+            ax.axvline(known[0], color=EXACT_COLOUR, ls="--", lw=1.4, zorder=1, label="exact")
+        for bound in part["bound"].dropna().unique():
+            ax.axvline(bound, color=EXACT_COLOUR, ls=":", lw=1.4, zorder=1, label="entropy")
         for record in part.to_dict("records"):
             y, hue = names.index(record[method]), hues[record[method]]
-            if len(floors) > 1 and not pd.isna(record["exact"]):
-                ax.plot([record["exact"]] * 2, [y - 0.35, y + 0.35], color=FLOOR_COLOUR, lw=1.6)
+            if len(known) > 1 and not pd.isna(record["exact"]):
+                ax.plot([record["exact"]] * 2, [y - 0.35, y + 0.35], color=EXACT_COLOUR, lw=1.6)
             if printed and not pd.isna(record[printed]):
                 ax.plot(record[printed], y, "D", mfc="none", mec=METHOD_COLOURS["paper"], mew=1.5, zorder=2)
             if pd.isna(record["value"]):
@@ -58,34 +60,35 @@ def bars(
         ax.margins(x=0.12)
     for ax in axes[0, 1:]:
         ax.tick_params(axis="y", length=0)
-    said = ["bars: ± one standard error"]
-    said += ["dashed line: exact floor"] if frame["exact"].notna().any() else []
+    said = ["Bars: ± one standard error"]
+    said += ["dashed line: the exact score under the same protocol"] if frame["exact"].notna().any() else []
+    said += ["dotted line: the entropy"] if frame["bound"].notna().any() else []
     said += ["diamonds: the paper's figure"] if printed and frame[printed].notna().any() else []
     return finish(figure, f"{'; '.join(said)}. {caption}")
 
 
 def curves(
-    x, lines: Mapping[str, tuple], floor=None, logx: bool = False, logy: bool = False, xlabel: str = "",
-    ylabel: str = "", caption: str = "", marks: Sequence[float] = (), floor_label: str = "exact",
+    x, lines: Mapping[str, tuple], exact=None, logx: bool = False, logy: bool = False, xlabel: str = "",
+    ylabel: str = "", caption: str = "", marks: Sequence[float] = (), exact_label: str = "exact",
 ) -> Figure:  # fmt: skip
     """Lines with bands of one standard error.
 
     Args:
         x: Where the lines were measured. Shape: (n,).
         lines: (mean, stderr) by name, each of shape (n,); stderr may be None.
-        floor: The exact value: a number, or one for each x. Shape: () or (n,).
+        exact: The exact value: a number, or one for each x. Shape: () or (n,).
         logx, logy: Logarithmic axes.
         xlabel, ylabel: Quantities with their units.
         caption: What was run.
         marks: Where to draw thin vertical lines, such as the borders of blocks.
-        floor_label: What the dashed line is called.
+        exact_label: What the dashed line is called.
     """
     x = as_array(x)
     figure, [[ax]] = new_axes(1, 1, (WIDTH, 4.2))
     ax.set(xscale="log" if logx else "linear", yscale="log" if logy else "linear")
-    if floor is not None:
-        level = np.broadcast_to(as_array(floor), x.shape)
-        ax.plot(x, level, color=FLOOR_COLOUR, ls=(0, (3, 3)), lw=1.5, label=floor_label, zorder=5)
+    if exact is not None:
+        level = np.broadcast_to(as_array(exact), x.shape)
+        ax.plot(x, level, color=EXACT_COLOUR, ls=(0, (3, 3)), lw=1.8, label=exact_label, zorder=5)
     for mark in marks:
         ax.axvline(mark, color="0.6", lw=0.9, zorder=0)
     hues = colours(lines)

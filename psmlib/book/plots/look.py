@@ -1,7 +1,8 @@
-"""Style of all figures: fonts, colours, the caption below, and the file that other pages show."""
+"""Style of all figures: fonts, colours, what was run, and the file that other pages show."""
 
 import io
 import itertools
+import os
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,19 +12,35 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from psmlib.book.captions import KEY
 from psmlib.machine import paths
 from psmlib.machine.files import write_atomic
 
 WIDTH = 6.4  # inches; a phone shows it at about half of its size, hence the large type
 DPI_LINES, DPI_DENSE = 160, 110
-FLOOR_COLOUR = "#222222"
+EXACT_COLOUR = "#222222"
 
 # Okabe and Ito's colours, then Tol's muted ones: colour-blind readers can distinguish both.
 METHOD_COLOURS = {
     "SA-DPM": "#D55E00", "TPSM-A": "#E69F00", "TPSM-B": "#009E73", "TPSM-C": "#0072B2", "TPSM-10blocks": "#56B4E9",
-    "DPSM": "#CC79A7", "OT flow matching": "#882255", "DDPM": "#999933", "exact": FLOOR_COLOUR, "paper": "#555555",
+    "DPSM": "#CC79A7", "OT flow matching": "#882255", "DDPM": "#999933", "exact": EXACT_COLOUR, "paper": "#555555",
 }  # fmt: skip
-OTHER_COLOURS = ("#332288", "#117733", "#AA4499", "#44AA99", "#661100", "#6699CC", "#888888")
+# The darkest come last: on them the dashes of an exact line do not show.
+OTHER_COLOURS = ("#AA4499", "#117733", "#6699CC", "#44AA99", "#888888", "#661100", "#332288")
+
+
+class CaptionedFigure(Figure):
+    """A figure that carries what was run in the metadata of its output, from where it gets into the book's caption.
+
+    Attributes:
+        said: What was run, as Markdown.
+    """
+
+    said = ""
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        """No picture, which IPython adds, and the metadata of the output."""
+        return {}, {KEY: self.said} if self.said else {}
 
 
 def style() -> None:
@@ -88,15 +105,20 @@ def as_array(values) -> np.ndarray:
 
 def new_axes(rows: int, columns: int, size: tuple[float, float], **options) -> tuple[Figure, np.ndarray]:
     """Axes in a grid whose layout makes room for every label, whether or not `style` was called."""
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    options |= dict(figsize=size, squeeze=False, layout="constrained", FigureClass=CaptionedFigure)
+    figure, axes = plt.subplots(rows, columns, **options)
     plt.close(figure)  # at once, because after an error a notebook would show the unfinished figure below another cell
     return figure, axes
 
 
-def finish(figure: Figure, caption: str, dpi: int = DPI_LINES) -> Figure:
-    """Sets the resolution and writes the caption under the picture."""
+def finish(figure: CaptionedFigure, caption: str, dpi: int = DPI_LINES) -> CaptionedFigure:
+    """Sets the resolution and says what was run: in the caption of the book, else under the picture.
+
+    Only the book has captions, and its runs have PSMLIB_BATCH in their environment.
+    """
     figure.set_dpi(dpi)
-    if caption.strip():
-        text = textwrap.fill(" ".join(caption.split()), int(figure.get_figwidth() * 13.5))
+    figure.said = " ".join(caption.split())
+    if figure.said and not os.environ.get("PSMLIB_BATCH"):
+        text = textwrap.fill(figure.said, int(figure.get_figwidth() * 13.5))
         figure.supxlabel(text, fontsize=11, color="0.25")
     return figure

@@ -10,7 +10,7 @@ from psmlib.book import plots
 from psmlib.partition import Partition
 
 
-def test_bars_put_each_method_at_its_figure_with_its_error_beside_the_floor(frame):
+def test_bars_put_each_method_at_its_figure_with_its_error_and_what_is_known(frame):
     figure = plots.bars(frame, printed="printed")
     left, right = figure.axes
     assert [ax.get_title() for ax in figure.axes] == ["TY", "HG"]
@@ -21,20 +21,23 @@ def test_bars_put_each_method_at_its_figure_with_its_error_beside_the_floor(fram
     assert dots == [[0.8, 0], [0.6, 1], [0.5, 2]]
     reach = left.containers[0].lines[2][0].get_segments()[0][:, 0]
     assert np.allclose(reach, [0.75, 0.85]) and len(left.containers[2].lines[2]) == 0
-    assert [ax.lines[0].get_xdata() for ax in figure.axes] == [[0.48] * 2, [0.96] * 2]
+    dark = [(ax.get_title(), line) for ax in figure.axes for line in ax.lines if line.get_color() == plots.EXACT_COLOUR]
+    dashed, dotted = ({of: x.get_xdata()[0] for of, x in dark if x.get_linestyle() == kind} for kind in ("--", ":"))
+    assert dashed == {"TY": 0.48, "HG": 0.96} and dotted == {"TY": 0.47}
     assert [t.get_text() for t in right.texts] == ["not run"] and right.texts[0].get_position()[1] == 1
     marks = [c.lines[0].get_marker() for c in left.containers]
     assert marks[1] != marks[2], "two lines of one colour differ in shape"
     hollow = [line.get_xydata()[0].tolist() for line in left.lines if line.get_marker() == "D"]
     assert hollow == [[0.76, 0], [0.64, 1]]
-    said = " ".join(figure.get_supxlabel().split())
-    assert said == "bars: ± one standard error; dashed line: exact floor; diamonds: the paper's figure."
+    known = "dashed line: the exact score under the same protocol; dotted line: the entropy"
+    assert figure.said == f"Bars: ± one standard error; {known}; diamonds: the paper's figure."
+    assert plots.bars(frame.assign(exact=np.nan, bound=np.nan)).said == "Bars: ± one standard error."
 
 
-def test_bars_show_a_floor_for_each_line_where_protocols_differ(frame):
-    rows = frame.iloc[:2].assign(exact=[0.586, 0.477])
+def test_bars_show_an_exact_value_for_each_line_where_protocols_differ(frame):
+    rows = frame.iloc[:2].assign(exact=[0.586, 0.477], bound=np.nan)
     (ax,) = plots.bars(rows).axes
-    ticks = [line.get_xdata()[0] for line in ax.lines if line.get_color() == plots.FLOOR_COLOUR]
+    ticks = [line.get_xdata()[0] for line in ax.lines if line.get_color() == plots.EXACT_COLOUR]
     assert ticks == [0.586, 0.477]
     with pytest.raises(ValueError, match="without rows"):
         plots.bars(rows.iloc[:0])
@@ -43,7 +46,7 @@ def test_bars_show_a_floor_for_each_line_where_protocols_differ(frame):
 def test_curves_have_bands_of_one_error_and_their_own_dash():
     x = np.array([1.0, 2.0, 4.0])
     lines = {"TPSM-B": (x, x / 10), "TPSM-B, conditioned": (x / 2, None), "SA-DPM": (2 * x, x)}
-    figure = plots.curves(torch.tensor(x), lines, floor=x / 4, logx=True, xlabel="updates", ylabel="NLL")
+    figure = plots.curves(torch.tensor(x), lines, exact=x / 4, logx=True, xlabel="updates", ylabel="NLL")
     (ax,) = figure.axes
     assert (ax.get_xscale(), ax.get_yscale(), ax.get_xlabel(), ax.get_ylabel()) == (
         "log",
@@ -52,6 +55,7 @@ def test_curves_have_bands_of_one_error_and_their_own_dash():
         "NLL",
     )
     drawn = {line.get_label(): line for line in ax.lines}
+    assert drawn["exact"].get_zorder() > drawn["TPSM-B"].get_zorder(), "it may lie on another line"
     assert set(drawn) == {*lines, "exact"} and np.allclose(drawn["exact"].get_ydata(), x / 4)
     assert drawn["TPSM-B"].get_color() == drawn["TPSM-B, conditioned"].get_color()
     assert drawn["TPSM-B"].get_linestyle() != drawn["TPSM-B, conditioned"].get_linestyle()
@@ -62,7 +66,7 @@ def test_curves_have_bands_of_one_error_and_their_own_dash():
 
 def test_curves_on_a_logarithmic_axis_stay_positive_and_shapes_are_checked():
     x = np.array([1.0, 2.0])
-    (ax,) = plots.curves(x, {"a": (x, 2 * x)}, floor=0.5, logy=True).axes
+    (ax,) = plots.curves(x, {"a": (x, 2 * x)}, exact=0.5, logy=True).axes
     assert ax.get_yscale() == "log" and ax.collections[0].get_paths()[0].vertices[:, 1].min() > 0
     with pytest.raises(ValueError, match=r"curve 'a' has shape \(3,\) but x has \(2,\)"):
         plots.curves(x, {"a": (np.ones(3), None)})

@@ -2,10 +2,13 @@
 
 import io
 import itertools
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
 import pytest
+from IPython.core.formatters import DisplayFormatter
+from IPython.core.pylabtools import select_figure_formats
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
@@ -47,7 +50,18 @@ def test_every_figure_is_opaque_complete_and_legible_on_a_phone(frame):
             if text.get_text().strip() and text.get_visible():
                 pixels = text.get_fontsize() / 72 / inches * PHONE
                 assert pixels > 8, f"{name}: {text.get_text()!r} is {pixels:.1f} pixels high"
-        assert "profile quick" in " ".join(figure.get_supxlabel().split()), name
+        assert "profile quick" in figure.said and " ".join(figure.get_supxlabel().split()) == figure.said, name
+
+
+def test_the_book_gets_what_was_run_beside_the_picture_and_not_in_it(frame, monkeypatch):
+    monkeypatch.setenv("PSMLIB_BATCH", "1")
+    shell = SimpleNamespace(display_formatter=DisplayFormatter())
+    select_figure_formats(shell, {"png"})
+    for name, figure in everything(frame).items():
+        data, about = shell.display_formatter.format(figure)
+        assert "image/png" in data and about["caption"] == figure.said and "profile quick" in figure.said, name
+        assert not figure.get_supxlabel() and not [t for t in figure.findobj(Text) if "profile quick" in t.get_text()]
+    assert "caption" not in shell.display_formatter.format(plots.timeline({"a": [0, 1]}))[1]
 
 
 def test_style_is_white_and_keeps_text_as_text_in_svg():
