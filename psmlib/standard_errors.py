@@ -50,12 +50,15 @@ class Estimate(tuple):
         return self.value - reach, self.value + reach
 
     def p_value(self) -> float:
-        """The two-sided p-value of "the true figure is zero" by Student's t; 1 where there is no error."""
+        """The two-sided p-value of "the true figure is zero" by Student's t; 1 where there is no error.
+
+        Equal figures of a few repetitions, such as counts, do not have an error of 0: theirs is the sign test's.
+        """
         from scipy.special import stdtr
 
         if self.stderr and self.df > 0:
             return float(2 * stdtr(self.df, -abs(self.value) / self.stderr))
-        return 1.0 if self._unknown or not self.value else 0.0
+        return 1.0 if self._unknown or not self.value else 2.0**-self.df
 
     @property
     def _unknown(self) -> float:

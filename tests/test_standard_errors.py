@@ -104,6 +104,7 @@ def test_an_estimate_without_an_error_decides_nothing_and_an_exact_one_everythin
     assert one.p_value() == 1.0 and one.interval() == (-np.inf, np.inf)
     assert one.minus(2.0).stderr is None and one.within(5).p_value() == 1.0
     assert estimate(0.5).interval() == (0.5, 0.5) and (estimate(0.5).p_value(), estimate(0.0).p_value()) == (0.0, 1.0)
+    assert mean([2.0] * 5).p_value() == 0.0625 and mean([0.0] * 5).p_value() == 1.0
     both = Estimate(3.0, 0.3, 4, n=50, seeds=5).minus((1.0, 0.4))
     assert both == (2.0, pytest.approx(0.5)) and (both.n, both.seeds) == (50, 5)
     import pickle

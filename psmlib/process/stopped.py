@@ -115,7 +115,8 @@ class Lengthened(_Ended):
     def __post_init__(self):
         if not self.process.T < self.T < math.inf:
             raise ValueError(
-                f"T = {self.T:g} is not beyond {self.process.T:g}, the end of {self.process}: Shortened stops there"
+                f"T = {self.T:g} is not beyond {self.process.T:g}, the end of {self.process}: "
+                "give a later time, or use Shortened"
             )
         if not float(self.process.alpha(self.T)) > 0:
             raise ValueError(f"{self.process} has no signal left before T = {self.T:g}: give a time closer to its end")

@@ -105,7 +105,10 @@ def test_laws_are_made_once_and_kept_apart():
     assert rule.law(VP()) is rule.law(VP()) and rule.law(VP()) is not rule.law(VE())
 
 
-@pytest.mark.parametrize("p", [VP(), VP(0.0, 10.0), SubVP(), VE(), RVE(0.01, 5.0, 0.1), RVE(), EDM(3.0), OTFlow()], ids=repr)
+EVERY = [VP(), VP(0.0, 10.0), SubVP(), VE(), RVE(0.01, 5.0, 0.1), RVE(), EDM(3.0), OTFlow()]
+
+
+@pytest.mark.parametrize("p", EVERY, ids=repr)
 def test_time_integrals(p):
     edges = [1e-4 * p.T, 0.3 * p.T, 0.9 * p.T]
     if isinstance(p, RVE):

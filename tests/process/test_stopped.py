@@ -90,7 +90,7 @@ def test_a_longer_process_goes_on_along_its_path():
 
 @pytest.mark.parametrize("T", [0.5, 1.0, math.nan, math.inf])
 def test_a_longer_process_is_longer(T):
-    with pytest.raises(ValueError, match="not beyond 1.*use Shortened"):
+    with pytest.raises(ValueError, match="not beyond 1.*or use Shortened"):
         Lengthened(VP(), T)
 
 
