@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from psmlib.machine import paths
-from psmlib.standard_errors import estimate
+from psmlib.standard_errors import Estimate, estimate
 
 _CELL = ("paper", "table", "row", "column", "metric")
 
@@ -43,6 +43,15 @@ class Printed(float):
     @property
     def stderr(self) -> float:
         return self.rounding / math.sqrt(3)
+
+    def measured(self, spread: float, points: int) -> Estimate:
+        """The number as a mean over points of that standard deviation, with the errors of rounding and of the points.
+
+        Example:
+            >>> Printed("0.61").measured(spread=1.0, points=30_000)
+            (0.61, 0.006454972243679028)
+        """
+        return Estimate(float(self), math.hypot(self.stderr, spread / points**0.5))
 
     def __str__(self) -> str:
         """The text, with a thin minus and commas between thousands as everywhere in the book."""
