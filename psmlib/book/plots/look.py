@@ -29,7 +29,7 @@ METHOD_COLOURS = {
 OTHER_COLOURS = ("#AA4499", "#117733", "#6699CC", "#44AA99", "#888888", "#661100", "#332288")
 
 
-class CaptionedFigure(Figure):
+class _CaptionedFigure(Figure):
     """A figure that carries what was run in the metadata of its output, from where it gets into the book's caption.
 
     Attributes:
@@ -105,13 +105,13 @@ def as_array(values) -> np.ndarray:
 
 def new_axes(rows: int, columns: int, size: tuple[float, float], **options) -> tuple[Figure, np.ndarray]:
     """Axes in a grid whose layout makes room for every label, whether or not `style` was called."""
-    options |= dict(figsize=size, squeeze=False, layout="constrained", FigureClass=CaptionedFigure)
+    options |= dict(figsize=size, squeeze=False, layout="constrained", FigureClass=_CaptionedFigure)
     figure, axes = plt.subplots(rows, columns, **options)
     plt.close(figure)  # at once, because after an error a notebook would show the unfinished figure below another cell
     return figure, axes
 
 
-def finish(figure: CaptionedFigure, caption: str, dpi: int = DPI_LINES) -> CaptionedFigure:
+def finish(figure: _CaptionedFigure, caption: str, dpi: int = DPI_LINES) -> _CaptionedFigure:
     """Sets the resolution and says what was run: in the caption of the book, else under the picture.
 
     Only the book has captions, and its runs have PSMLIB_BATCH in their environment.
