@@ -11,7 +11,7 @@ from psmlib.book.paper_values import Printed
 NOTHING = "–"  # what an empty cell shows
 ROUNDING = 1e-12  # a standard error below this share of its figure is rounding, not noise
 
-_FIGURE = re.compile(r"[−+(]*\d[\d,.]*(e[-+]?\d+)?( ± \d[\d,.e-]*\)?(e-?\d+)?)?( \([^)]*\))?")
+_FIGURE = re.compile(r"[−+(]*\d[\d,.]*(e[-+]?\d+)?( ± \d[\d,.e-]*\)?(e-?\d+)?)?†?( \([^)]*\))?")
 _NO_FIGURE = (NOTHING, "not run", "needs data")  # cells that do not decide how a column is aligned
 _FIRST = ("updates", "blocks", "parameters", "batch_size", "nfe", "steps", "samples")
 
