@@ -25,7 +25,7 @@ from psmlib.machine.checks import check_choice
 from psmlib.process import Process, as_time, expand
 from psmlib.score import Score
 
-FORMS = ("printed", "corrected")
+FORMS = ("paper", "corrected")
 
 
 class Terms(NamedTuple):
@@ -57,7 +57,7 @@ def right_side(parts: Terms, process: Process, x: Tensor, t: float | Tensor, for
         process: The process of the score.
         x: Points. Shape: (n, d).
         t: Times. Shape: () or (n,).
-        form: "printed" for Parallel Score Matching's Eq. 17, "corrected" for Fokker-Planck's.
+        form: "paper" for Parallel Score Matching's Eq. 17, "corrected" for Fokker-Planck's.
 
     Raises:
         ValueError: for another form, or where the drift is infinite (flow matching at 1).
@@ -73,7 +73,7 @@ def right_side(parts: Terms, process: Process, x: Tensor, t: float | Tensor, for
         return (parts.jacobian @ u[..., None])[..., 0]
 
     right = half * parts.trace_gradient - along(velocity)
-    return right if form == "printed" else right - f * parts.score + half * along(parts.score)
+    return right if form == "paper" else right - f * parts.score + half * along(parts.score)
 
 
 def residual(score: Score, process: Process, x: Tensor, t: float | Tensor, form: str = "corrected") -> Tensor:
@@ -84,7 +84,7 @@ def residual(score: Score, process: Process, x: Tensor, t: float | Tensor, form:
         process: Its process.
         x: Points. Shape: (n, d).
         t: Times after 0. Shape: () or (n,).
-        form: "printed" or "corrected".
+        form: "paper" or "corrected".
 
     Returns:
         Shape: (n, d), per unit of time.
@@ -100,7 +100,7 @@ def residual(score: Score, process: Process, x: Tensor, t: float | Tensor, form:
         >>> exact = HG().diffused(vp)
         >>> for form in FORMS:
         ...     print(form, bool(residual(exact, vp, x, .3, form).abs().max() < 1e-9))
-        printed False
+        paper False
         corrected True
     """
     if x.dim() != 2:
@@ -139,7 +139,7 @@ def evolve(line: Tensor, start: Tensor, process: Process, t0: float, t1: float, 
         start: The score at t0. Shape: (n,).
         process: The process.
         t0, t1: First and last time.
-        form: "printed" or "corrected".
+        form: "paper" or "corrected".
 
     Returns:
         The score at t1. Shape: (n,).

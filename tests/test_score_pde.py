@@ -58,7 +58,7 @@ def test_the_printed_form_lacks_one_term(p):
     law, x = SLANTED.diffused(p), diffused_points(SLANTED, p, t, 50)
     s, J = law.jacobian(x, t)
     missing = -p.drift(t) * s + 0.5 * p.diffusion2(t) * (J @ s[..., None])[..., 0]
-    rest = residual(law, p, x, t, "printed")
+    rest = residual(law, p, x, t, "paper")
     torch.testing.assert_close(rest, missing, rtol=1e-7, atol=1e-7 * float(missing.abs().max()))
     assert rest.norm() > 0.1 * law.time_derivative(x, t).norm()
 
@@ -69,7 +69,7 @@ def test_printed_form_gives_half_on_every_centred_gaussian(t, variance):
     law = Mixture(gaussians=[(1, [0.0, 0.0], variance)]).diffused(PSM)
     x = torch.tensor([[0.3, -1.2], [2.0, 0.1]], dtype=F64)
     parts = terms(law, x, t)
-    half = right_side(parts, PSM, x, t, "printed")
+    half = right_side(parts, PSM, x, t, "paper")
     size = float(parts.rate.abs().max()) + 1e-12
     torch.testing.assert_close(2 * half, parts.rate, rtol=1e-6, atol=1e-7 * size + 1e-11)
 
@@ -85,7 +85,7 @@ def test_a_finite_data_set_is_a_diffusion_too():
     score, x = DiffusedData(data, PSM), diffused_points(TY(), PSM, 0.2, 30)
     rate = score.time_derivative(x, 0.2)
     assert residual(score, PSM, x, 0.2).abs().max() < 1e-9 * rate.abs().max()
-    assert residual(score, PSM, x, 0.2, "printed").abs().max() > 0.05 * rate.abs().max()
+    assert residual(score, PSM, x, 0.2, "paper").abs().max() > 0.05 * rate.abs().max()
 
 
 def test_times_of_their_own():
@@ -152,7 +152,7 @@ def test_the_equation_alone_carries_a_score(p):
         line = torch.linspace(-4, 4, n, dtype=F64)
         start, end = (two.diffused(p).score(line[:, None], t)[:, 0] for t in (t0, t1))
         errors.append(float((evolve(line, start, p, t0, t1) - end).norm() / end.norm()))
-        wrong = evolve(line, start, p, t0, t1, "printed")
+        wrong = evolve(line, start, p, t0, t1, "paper")
         assert (wrong - end).norm() > 0.05 * end.norm()
     assert errors[1] < 3e-3
     assert abs(math.log2(errors[0] / errors[1]) - 2) < 0.25  # central differences
@@ -161,7 +161,7 @@ def test_the_equation_alone_carries_a_score(p):
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda law, x: residual(law, PSM, x, 0.3, "right"), "unknown form 'right' .* use one of printed, corrected"),
+        (lambda law, x: residual(law, PSM, x, 0.3, "right"), "unknown form 'right' .* use one of paper, corrected"),
         (lambda law, x: residual(law, PSM, x, 0.0), "no time derivative at t = 0.*take later times"),
         (lambda law, x: residual(law, PSM, x[None], 0.3), r"x must have shape \(n, d\), got \(1, 3, 2\)"),
         (lambda law, x: residual(HG().diffused(OTFlow()), OTFlow(), x, 1.0), "the drift .* take earlier times"),
