@@ -19,8 +19,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Copy the book's sources and the kept results, once."""
     if not hasattr(config, "workerinput"):
         from psmlib.book.build import prepare
+        from psmlib.machine.paths import OutputError
 
-        prepare()
+        try:
+            prepare()
+        except OutputError as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

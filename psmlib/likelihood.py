@@ -16,9 +16,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from psmlib.machine.checks import check_choice, check_count
+from psmlib.machine.checks import check_choice, check_count, check_points, floating, plain
 from psmlib.partition import Partition
 from psmlib.process import Process
+from psmlib.process.path import check_within
 from psmlib.sampling import grids
 from psmlib.sampling.variables import LONGEST, fields_in, points, variable_of
 from psmlib.score import Score
@@ -138,7 +139,9 @@ def log_likelihood(
         >>> torch.allclose(result.log_prob, exact.log_prob(x, .01), atol=1e-3), result.nfe
         (True, 800)
     """
-    t1 = process.T if t1 is None else t1
+    check_points(x)
+    x, t0, t1 = floating(x), plain(t0), process.T if t1 is None else plain(t1)
+    check_within(t1, process.T, "t1")
     if not 0 <= t0 < t1:
         raise ValueError(f"t0 must lie in [0, {t1:g}), got {t0!r}")
     check_count("steps", steps)
@@ -149,7 +152,7 @@ def log_likelihood(
     variable = variable_of(process, variable, grid)
     law = end_law(prior, process, t1)
     if divergence == "hutchinson":
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(seed))
         probe = [rademacher(x, generator)]
     counter = [0]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from psmlib.machine.checks import check_count
 from psmlib.process import Process
+from psmlib.process.path import ROUNDING
 
 
 class Partition:
@@ -36,6 +39,8 @@ class Partition:
 
     def __init__(self, edges: Sequence[float], *, discrete: bool = False):
         self.edges = tuple(float(e) for e in edges)
+        if not all(math.isfinite(e) for e in self.edges):
+            raise ValueError(f"Partition edges must be finite, got {list(self.edges)}")
         self.discrete = discrete
         if len(self.edges) < 2:
             raise ValueError(f"a Partition needs at least two edges, got {list(self.edges)}: [0, 1] is one block")
@@ -53,8 +58,7 @@ class Partition:
             >>> Partition.equal(4).edges
             (0.0, 0.25, 0.5, 0.75, 1.0)
         """
-        if k < 1:
-            raise ValueError(f"a Partition needs at least one block, got k={k}")
+        check_count("k, the number of blocks,", k)
         return cls([T * i / k for i in range(k + 1)])
 
     @classmethod
@@ -65,9 +69,10 @@ class Partition:
             >>> Partition.points(1000).times[:2]
             (0.001, 0.002)
         """
-        if isinstance(n, int) and n < 1:
-            raise ValueError(f"a Partition needs at least one point, got n={n}")
-        edges = [T * i / n for i in range(n + 1)] if isinstance(n, int) else [0.0, *n]
+        if hasattr(n, "__len__"):
+            return cls([0.0, *n], discrete=True)
+        check_count("n, the number of points,", n)
+        edges = [T * i / n for i in range(n + 1)]
         return cls(edges, discrete=True)
 
     def __len__(self) -> int:
@@ -101,6 +106,8 @@ class Partition:
     def block_of(self, t: float | Tensor) -> Tensor:
         """The block that answers for each time: block k owns (edge_k, edge_{k+1}], and block 0 owns t = 0 too.
 
+        A time that single precision has moved across an edge counts as the edge.
+
         Args:
             t: Times. Shape: () or (n,).
 
@@ -111,16 +118,19 @@ class Partition:
             ValueError: when a time lies outside [0, T].
         """
         t = torch.as_tensor(t, dtype=torch.float64)
-        if not bool(((t >= 0) & (t <= self.T)).all()):
+        single = t.float() == t  # such a time, which single precision holds, is compared with edges rounded to it
+        edges = torch.tensor(self.edges, dtype=torch.float64, device=t.device)
+        rounded = edges.float().double()
+        if not bool(((t >= 0) & (t <= torch.where(single, rounded[-1], edges[-1]))).all()):
             worst = t.flatten()[torch.argmax((t - self.T / 2).abs().nan_to_num(torch.inf).flatten())]
             raise ValueError(f"time {float(worst):g} lies outside [0, {self.T:g}], which {self!r} covers")
         # right=False puts a time that equals an edge in the block to its left, which was trained up to it
-        inner = torch.tensor(self.edges[1:-1], dtype=torch.float64, device=t.device)
-        return torch.bucketize(t, inner, right=False)
+        blocks = [torch.bucketize(t, e[1:-1].contiguous(), right=False) for e in (rounded, edges)]
+        return torch.where(single, *blocks)
 
     def check_covers(self, process: Process) -> None:
         """Raises ValueError unless the blocks cover exactly [0, T] of the process."""
-        if abs(self.T - process.T) > 1e-12 * process.T:
+        if abs(self.T - process.T) > ROUNDING * process.T:
             raise ValueError(
                 f"{self!r} ends at {self.T:g} but {process} runs to T = {process.T:g}: "
                 f"give edges from 0 to {process.T:g}"
@@ -135,9 +145,9 @@ TPSM_B = Partition([0, 0.02, 0.1, 0.3, 1])
 
 def blocks_up_to(partition: Partition, T: float) -> int:
     """How many blocks end at or before T, an edge."""
-    if not 0 < T <= partition.T * (1 + 1e-12):
+    if not 0 < T <= partition.T * (1 + ROUNDING):
         raise ValueError(f"T = {T:g} lies outside (0, {partition.T:g}], which {partition!r} covers: cut within it")
-    near = [k for k, edge in enumerate(partition.edges) if abs(edge - T) <= 1e-12 * T]
+    near = [k for k, edge in enumerate(partition.edges) if abs(edge - T) <= ROUNDING * T]
     if not near:
         left = [e for e in partition.edges[1:] if e < T][-1:]
         right = next(e for e in partition.edges if e > T)

@@ -10,14 +10,16 @@ In a terminal::
 """
 
 import argparse
+import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from psmlib.book.notebooks import Outcome, OutOfTime, Record, execute, run_within, staleness_key, toc_notebooks
-from psmlib.book.parameters import PROFILES, ParameterError, resolve
+from psmlib.book.parameters import PROFILES, ParameterError, resolve, template_of
 from psmlib.machine import paths
 
 
@@ -69,7 +71,7 @@ def run_notebook(
     Returns:
         The outcome; for an unchanged notebook it has the time of the last run.
     """
-    template, output = paths.NOTEBOOKS / f"{name}.ipynb", paths.EXECUTED / f"{name}.ipynb"
+    template, output = template_of(name), paths.EXECUTED / f"{name}.ipynb"
     key, record = staleness_key(template, values), Record.load(name)
     progress = Progress(f"{label}{name}", record.seconds if record else None)
     if record and not force and record.fresh(name, key):
@@ -89,7 +91,7 @@ def run_notebook(
     if outcome.reason:
         progress.end(f"FAILED after {clock(outcome.seconds)}: {outcome.reason}")
     else:
-        Record(key, round(outcome.seconds, 1), outcome.outputs).save(name)
+        Record.of(name, key, outcome).save(name)
         progress.end(f"done in {clock(outcome.seconds)}")
     return outcome
 
@@ -123,7 +125,7 @@ def with_device(profile: str, given: dict[str, str]) -> dict[str, str]:
 def _resolved(names: Sequence[str], options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Return the checked parameters of each notebook; any error is raised before a notebook runs."""
     given = with_device(options.profile, dict(options.p))
-    return {name: resolve(paths.NOTEBOOKS / f"{name}.ipynb", given) for name in names}
+    return {name: resolve(template_of(name), given) for name in names}
 
 
 def notebook(options: argparse.Namespace) -> int:
@@ -134,7 +136,7 @@ def notebook(options: argparse.Namespace) -> int:
 
 def check_parameters(options: argparse.Namespace) -> int:
     """Check parameters against a notebook and print what it would run with."""
-    for name, value in resolve(paths.NOTEBOOKS / f"{options.name}.ipynb", dict(options.p)).items():
+    for name, value in resolve(template_of(options.name), dict(options.p)).items():
         print(f"{name} = {value!r}")
     return 0
 
@@ -201,6 +203,19 @@ def _shown(path: os.PathLike[str]) -> str:
     return str(path) if shown.startswith("..") else shown
 
 
+def minutes(text: str) -> float:
+    """A positive time limit from the command line."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no time: give a positive number of minutes")
+    return value
+
+
+def _stop(number: int, frame: Any) -> None:
+    """Ends the program as Ctrl-C does, so that the notebook that it runs ends with it."""
+    raise KeyboardInterrupt
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -223,14 +238,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument("--force", action="store_true", help="run even if nothing has changed")
         if function is batch:
             command.add_argument("names", nargs="*", help="notebooks, in order; by default all of the book")
-            command.add_argument("--minutes", type=float, default=9.0, help="the time limit (default: 9)")
+            command.add_argument("--minutes", type=minutes, default=9.0, help="the time limit (default: 9)")
         if function is not pages:
             pair = ("NAME", "VALUE")
             command.add_argument("-p", nargs=2, action="append", default=[], metavar=pair, help="a parameter")
     options = parser.parse_args(arguments)
     try:
+        signal.signal(signal.SIGTERM, _stop)
+        paths.check_output()
         return options.function(options)
-    except ParameterError as error:
+    except (ParameterError, paths.OutputError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

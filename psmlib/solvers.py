@@ -97,6 +97,7 @@ def adaptive(
 
     Raises:
         RuntimeError: when ``max_nfe`` evaluations do not suffice, naming the value of ``variable`` that was reached.
+        FloatingPointError: when the field is not finite at a point that was reached: no shorter step helps there.
     """
     times, nfe = [float(t) for t in times], 0
     a: Tensor | float = 0.0
@@ -117,9 +118,21 @@ def adaptive(
             if ratio <= 1:
                 x, a, t, first = ends[0][1], ends[1][1], t + h, (ks[-1], ls[-1])
             if not ratio < float("inf"):
+                _check_slopes(x, first, f"{variable} = {t:g}")
                 ratio = 1e5  # the step overflowed: try a much shorter one
             h *= min(5.0, max(0.1, 0.9 * (ratio + 1e-10) ** -0.2))
         yield x, a, end, nfe
+
+
+def _check_slopes(x: Tensor, first: tuple, where: str) -> None:
+    """Refuses a field that is not finite where a step begins, naming the point."""
+    for slope in (value for value in first if isinstance(value, Tensor)):
+        wrong = ~slope.flatten(1).isfinite().all(1) if slope.dim() > 1 else ~slope.isfinite()
+        if bool(wrong.any()):
+            at = int(wrong.nonzero()[0])
+            raise FloatingPointError(
+                f"the field is not finite at point {at} of {len(x)}, at {where}: drop the point, or look at the score"
+            )
 
 
 def _error_norm(ends, rtol: float, atol: float) -> float:

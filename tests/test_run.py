@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
-from psmlib.book.notebooks import Record, metadata, staleness_key, toc_pages
+from psmlib.book.notebooks import Outcome, Record, metadata, staleness_key, toc_pages
 from psmlib.book.parameters import ParameterError, check, convert, declared, resolve
 from psmlib.machine import paths
 from psmlib.run import with_device
@@ -231,19 +234,93 @@ def test_parameters_make_a_run_stale(tree: Path) -> None:
     assert staleness_key(template, {"profile": "smoke"}) != staleness_key(template, {"profile": "quick"})
 
 
-def test_a_run_stands_only_while_its_files_do(tree: Path) -> None:
-    result = tree / "data/results/smoke/one.json"
-    for file in (result, paths.EXECUTED / "one.ipynb"):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("{}")
-    Record("k", 1.5, ["data/results/smoke/one.json"]).save("one")
-    record = Record.load("one")
-    assert record is not None and record.seconds == 1.5
-    assert record.fresh("one", "k") and not record.fresh("one", "other")
-    result.unlink()
-    assert not record.fresh("one", "k")
-    Record.path("one").write_text("{half")
+def test_a_run_stands_only_while_its_files_are_as_it_left_them(tree: Path) -> None:
+    result, executed = tree / "data/results/smoke/one.json", paths.EXECUTED / "one.ipynb"
+    for damage in (Path.unlink, lambda file: file.write_text("{"), lambda file: file.write_text('{"a": 2}')):
+        for broken in (result, executed):
+            for file in (result, executed):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text('{"a": 1}')
+            Record.of("one", "k", Outcome(1.5, ["data/results/smoke/one.json"])).save("one")
+            record = Record.load("one")
+            assert record is not None and record.seconds == 1.5
+            assert record.fresh("one", "k") and not record.fresh("one", "other")
+            damage(broken)
+            assert not record.fresh("one", "k")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{half", "[]", "1", "null", '{"key": "a", "seconds": "x"}', '{"key": "a", "seconds": 1, "outputs": ["a"]}',
+     '{"key": "a", "seconds": 1, "outputs": {"a": 1}}', '{"key": ["a"], "seconds": 1}', "[" * 10000],
+)  # fmt: skip
+def test_a_damaged_record_counts_as_none(tree: Path, text: str) -> None:
+    Record.path("one").parent.mkdir(parents=True)
+    Record.path("one").write_text(text)
     assert Record.load("one") is None
+
+
+@pytest.mark.parametrize("name", ["../notebooks/one", "/tmp/one", "one.ipynb", "", "two/one", "a b"])
+def test_only_names_name_notebooks(tree: Path, name: str) -> None:
+    for command in ("notebook", "check-parameters"):
+        done = run(tree, command, name)
+        assert done.returncode == 2 and "is no name of a notebook" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_choices_stand_in_the_comments_of_the_parameters_cell(tree: Path) -> None:
+    lines = ['profile = "smoke"  # smoke | quick', 'dataset = (\n    "all"  # TY | HG | all, beside the line\n)']
+    lines += ["seeds = 0  # 0: as many as the profile says", 'device = "cpu"', 'inception = ""  # path of the weights']
+    notebook = nbformat.v4.new_notebook(metadata=KERNEL)
+    notebook.cells = [nbformat.v4.new_code_cell("\n".join(lines), metadata={"tags": ["parameters"]})]
+    template = tree / "notebooks" / "four.ipynb"
+    nbformat.write(notebook, template)
+    assert resolve(template, {"dataset": "HG", "seeds": "3", "inception": str(template)})["dataset"] == "HG"
+    for name, value, said in (
+        ("dataset", "hg", "dataset = 'hg' is no choice: take TY, HG, all."),
+        ("seeds", "-1", "seeds = -1 is negative: give 0 or more."),
+        ("device", "CPU", "device = 'CPU' is none: take cpu, cuda, or one of several such as cuda:1."),
+        ("device", "cuda:99", "device = 'cuda:99' is not there: torch sees"),
+        ("inception", "no/such", "inception = 'no/such' names no file: give the path of the weights."),
+    ):
+        with pytest.raises(ParameterError, match=re.escape(said)):
+            resolve(template, {name: value})
+        with pytest.raises(ParameterError, match=re.escape(said)):
+            check("four", declared(template) | {name: int(value) if name == "seeds" else value})
+
+
+def test_every_chapter_takes_its_own_defaults() -> None:
+    for template in sorted((paths.PACKAGE.parent / "notebooks").glob("*.ipynb")):
+        assert resolve(template, {}) == declared(template)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "0", "-3"])
+def test_a_time_limit_is_positive(tree: Path, text: str) -> None:
+    done = run(tree, "batch", "one", "--profile", "smoke", "--minutes", text)
+    assert done.returncode == 2 and f"{text} is no time: give a positive number of minutes" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("book",), ("notebook", "one"), ("pages",)])
+def test_an_output_folder_that_is_a_file_is_refused(tree: Path, command: tuple[str, ...]) -> None:
+    (tree / "file").write_text("mine")
+    environment = os.environ | {"PSMLIB_ROOT": str(tree), "PSMLIB_OUTPUT": str(tree / "file" / "sub")}
+    words = [sys.executable, "-m", "psmlib.run", *command]
+    done = subprocess.run(words, cwd=paths.PACKAGE.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "is no folder: name a folder for the output in PSMLIB_OUTPUT" in done.stderr
+
+
+def test_a_run_that_is_ended_takes_its_kernel_with_it(tree: Path) -> None:
+    write_notebook(tree / "notebooks" / "two.ipynb", "import time; time.sleep(600)")
+    environment = os.environ | {"PSMLIB_ROOT": str(tree), "PSMLIB_OUTPUT": str(tree)}
+    command = [sys.executable, "-m", "psmlib.run", "notebook", "two", "--profile", "smoke"]
+    process = subprocess.Popen(command, cwd=paths.PACKAGE.parent, env=environment, stderr=subprocess.PIPE)
+    parent, end = psutil.Process(process.pid), time.monotonic() + 120
+    while len(family := parent.children(recursive=True)) < 2 and time.monotonic() < end:  # papermill and its kernel
+        time.sleep(0.2)
+    assert len(family) >= 2
+    process.terminate()
+    assert process.wait(60) == 130 and b"what had been run is kept" in process.stderr.read()
+    assert psutil.wait_procs(family, timeout=20)[1] == []
 
 
 def test_pages_are_read_in_the_order_of_the_contents(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from psmlib.bank import checkpoint
+from psmlib.machine.checks import check_count, plain
 from psmlib.machine.memory import check_memory
 from psmlib.machine.streams import stream
+from psmlib.process import PREDICTIONS
 
 
 class NetworkStack:
@@ -67,8 +69,8 @@ class NetworkStack:
         self, kind: type, settings: dict, size: int, *, native: str, seed: int, only: range | None,
         dtype: torch.dtype, device: str | torch.device,
     ):  # fmt: skip
-        if size < 1:
-            raise ValueError(f"{type(self).__name__} needs at least one network, got size={size}")
+        check_count("size", size)
+        size, seed = int(size), plain(seed)
         only = range(size) if only is None else only
         if not only or only.step != 1 or not 0 <= only.start < only.stop <= size:
             raise ValueError(f"only={only} selects no unbroken range of networks: give one within 0..{size}, of step 1")
@@ -186,11 +188,23 @@ class NetworkStack:
         tensors, about = checkpoint.load(path)
         if about.get("arch") not in cls.architectures:
             raise ValueError(f"{path} does not hold the networks of {cls.__name__}: write it with {cls.__name__}.save")
-        bank = object.__new__(cls)
+        bank, numbers = object.__new__(cls), [about.get(name) for name in ("seed", "first", "whole")]
+        if not isinstance(about.get("settings"), dict) or not all(type(number) is int for number in numbers):
+            raise ValueError(f"{path} does not tell which networks it holds: write it with {cls.__name__}.save")
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in about["settings"].items()}
-        bank._build(cls.architectures[about["arch"]], settings)
+        try:
+            bank._build(cls.architectures[about["arch"]], settings)
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{path} holds no network that can be made ({error}): train its networks anew") from None
+        rows = {len(tensor) for tensor in tensors.values() if tensor.dim()}
         if {name: rows.shape[1:] for name, rows in tensors.items()} != {k: (n,) for k, n in bank.row_sizes.items()}:
             raise ValueError(f"{path} holds other parameters than a {bank.description} has: train its networks anew")
+        if len(rows) != 1 or not 0 <= about["first"] <= about["first"] + min(rows) <= about["whole"]:
+            raise ValueError(
+                f"{path} holds {rows} networks from {about['first']} on of {about['whole']}: train them anew"
+            )
+        if about.get("native") not in PREDICTIONS:
+            raise ValueError(f"{path} does not say what its networks predict: train them anew")
         for name, rows in tensors.items():
             setattr(bank, name, rows.to(device))
         for name in ("native", "seed", "first", "whole"):

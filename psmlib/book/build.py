@@ -1,5 +1,6 @@
 """Build of the HTML book from executed notebooks, and a check that nothing is missing from it."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -13,25 +14,62 @@ from docutils.nodes import make_id
 
 from psmlib.book.notebooks import toc_pages
 from psmlib.machine import paths
+from psmlib.machine.files import write_atomic
 
+COPIED = ".psmlib-copied.json"  # in an output folder: what prepare has put there
 WRITTEN = ("_executed", "_generated", "_build")  # folders of the book that runs and builds write
 _NAME = re.compile(r"^\s*:name:\s*(\S+)\s*$", re.MULTILINE)
 _INCLUDE = re.compile(r"\{include\}\s*(\S+)")
 
 
 def prepare() -> None:
-    """Copy the book's sources and the committed results to the output folder, if that is not the repository."""
+    """Copy the book's sources and the committed results to the output folder, if that is not the repository.
+
+    What was copied is remembered there. Of that alone, outdated copies are replaced or removed: a file that a run or
+    the reader has written, or changed, stays as it is.
+
+    Raises:
+        OutputError: If the folder has a book that was not copied there.
+    """
+    paths.check_output()
     if paths.OUTPUT == paths.ROOT:
         return
-    paths.BOOK.mkdir(parents=True, exist_ok=True)
-    for old in paths.BOOK.iterdir():
-        if old.name not in WRITTEN:
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-    ignore = shutil.ignore_patterns(*WRITTEN)
-    shutil.copytree(paths.ROOT / "book", paths.BOOK, ignore=ignore, dirs_exist_ok=True)
-    kept = paths.DATA / "results"
-    if kept.is_dir():
-        shutil.copytree(kept, paths.RESULTS, dirs_exist_ok=True)
+    copied = _copied()
+    if not copied and paths.BOOK.is_dir() and {f.name for f in paths.BOOK.iterdir()} - {*WRITTEN}:
+        raise paths.OutputError(f"{paths.BOOK} is not of this program's making: name another folder in PSMLIB_OUTPUT")
+    book = paths.ROOT / "book"
+    sources = [f for f in book.rglob("*") if f.relative_to(book).parts[0] not in WRITTEN]
+    sources += (paths.DATA / "results").rglob("*")
+    contents = {f.relative_to(paths.ROOT).as_posix(): f.read_bytes() for f in sources if f.is_file()}
+    for name in copied.keys() - contents.keys():
+        if _digest(paths.OUTPUT / name) == copied[name]:
+            (paths.OUTPUT / name).unlink()
+    now = {}
+    for name, content in contents.items():
+        if _digest(paths.OUTPUT / name) in (None, copied.get(name)):
+            write_atomic(paths.OUTPUT / name, content)
+            now[name] = hashlib.sha256(content).hexdigest()
+    write_atomic(paths.OUTPUT / COPIED, json.dumps(now, indent=1) + "\n")
+
+
+def _copied() -> dict[str, str]:
+    """SHA-256 of what was copied to the output folder, by name."""
+    try:
+        found = json.loads((paths.OUTPUT / COPIED).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        fault = f"{paths.OUTPUT / COPIED} cannot be read ({error})"
+        raise paths.OutputError(f"{fault}: name another folder in PSMLIB_OUTPUT") from None
+    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+
+
+def _digest(file: Path) -> str | None:
+    """SHA-256 of a file, or None where there is none."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return None
 
 
 def build() -> str:
@@ -39,15 +77,21 @@ def build() -> str:
 
     Returns:
         Empty if the book was built, else the warnings and errors of jupyter-book.
+
+    Raises:
+        OutputError: If the folder of built pages was not made here.
     """
-    shutil.rmtree(paths.BUILD / "_build", ignore_errors=True)  # pages that are no longer in the book
+    old, log = paths.BUILD / "_build", paths.BUILD / "book.log"
+    if paths.OUTPUT != paths.ROOT and old.exists() and not log.is_file():
+        raise paths.OutputError(f"{old} is not of this program's making: name another folder in PSMLIB_OUTPUT")
+    shutil.rmtree(old, ignore_errors=True)  # pages that are no longer in the book
     paths.BUILD.mkdir(parents=True, exist_ok=True)
     program = Path(sys.executable).parent / "jupyter-book"
     command = [program if program.is_file() else "jupyter-book", "build", paths.BOOK, "--path-output", paths.BUILD]
     command += ["--config", paths.ROOT / "_config.yml", "--all", "-n", "-W", "--keep-going"]
     done = subprocess.run(command, cwd=paths.OUTPUT, capture_output=True, text=True, errors="replace")
     output = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
-    (paths.BUILD / "book.log").write_text(output, encoding="utf-8")
+    log.write_text(output, encoding="utf-8")
     if done.returncode == 0:
         return ""
     lines = [line for line in output.splitlines() if re.search(r"WARNING|ERROR|error:|Error:", line)]

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from psmlib.book import captions
@@ -83,11 +85,29 @@ def _content(file: Path) -> bytes:
 
 @dataclass
 class Record:
-    """What is stored beside an executed notebook: its key, its run time and the files that it wrote."""
+    """What is stored beside an executed notebook: its key, its run time, and the files that it wrote.
+
+    Attributes:
+        key: As of :func:`staleness_key`.
+        seconds: Of the run.
+        outputs: SHA-256 by file, relative to the output folder.
+    """
 
     key: str
     seconds: float
-    outputs: list[str] = field(default_factory=list)
+    outputs: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        texts = [self.key, *self.outputs, *self.outputs.values()]
+        if not all(isinstance(text, str) for text in texts) or not isinstance(self.seconds, int | float):
+            raise TypeError("no record of a run")
+
+    @classmethod
+    def of(cls, name: str, key: str, outcome: "Outcome") -> "Record":
+        """The record of a run that has just ended."""
+        files = [paths.EXECUTED / f"{name}.ipynb", *(paths.OUTPUT / file for file in outcome.outputs)]
+        digests = {f.relative_to(paths.OUTPUT).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+        return cls(key, round(outcome.seconds, 1), digests)
 
     @staticmethod
     def path(name: str) -> Path:
@@ -99,7 +119,7 @@ class Record:
         """Return the record of a notebook's last complete run, or None."""
         try:
             return cls(**json.loads(cls.path(name).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             return None
 
     def save(self, name: str) -> None:
@@ -107,9 +127,15 @@ class Record:
         write_atomic(self.path(name), json.dumps(self.__dict__, indent=1) + "\n")
 
     def fresh(self, name: str, key: str) -> bool:
-        """Return whether the run is up to date: the key is the same, and every file that it wrote exists."""
-        needed = [paths.EXECUTED / f"{name}.ipynb", *(paths.OUTPUT / file for file in self.outputs)]
-        return self.key == key and all(file.is_file() for file in needed)
+        """Return whether the run is up to date: the key is the same, and every file is as the run left it."""
+        executed = (paths.EXECUTED / f"{name}.ipynb").relative_to(paths.OUTPUT).as_posix()
+        return self.key == key and executed in self.outputs and all(map(self._whole, self.outputs))
+
+    def _whole(self, file: str) -> bool:
+        try:
+            return hashlib.sha256((paths.OUTPUT / file).read_bytes()).hexdigest() == self.outputs[file]
+        except OSError:
+            return False
 
 
 @dataclass
@@ -152,7 +178,7 @@ def execute(
                 time.sleep(0.25)
         finally:
             if process.poll() is None:
-                process.terminate()
+                _end(process.pid)
                 process.wait()
     seconds = time.monotonic() - clock
     if status != 0:  # only the return code is reliable: papermill marks a timed-out notebook as completed
@@ -160,6 +186,18 @@ def execute(
     log.unlink()
     _prepare_for_the_book(output, template)
     return Outcome(seconds, _written_since(began))
+
+
+def _end(number: int) -> None:
+    """Ends a process and all that it has started: papermill's kernel, and the processes in which that trains."""
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(number)
+        family = [*parent.children(recursive=True), parent]
+        for call in ("terminate", "kill"):
+            for process in family:
+                with suppress(psutil.NoSuchProcess):
+                    getattr(process, call)()
+            family = psutil.wait_procs(family, timeout=5)[1]
 
 
 def run_within(

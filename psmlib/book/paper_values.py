@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from psmlib.machine import paths
+from psmlib.machine.files import DAMAGED, read_text
 from psmlib.standard_errors import Estimate, estimate
 
 _CELL = ("paper", "table", "row", "column", "metric")
@@ -73,7 +74,14 @@ def paper_values() -> pd.DataFrame:
 
 @functools.cache
 def _read_values(path: Path) -> pd.DataFrame:
-    cells = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Printed)["cell"]
+    try:
+        document = tomllib.loads(read_text(path), parse_float=Printed)
+        cells, count = document["cell"], document["count"]
+        whole = len(cells) == count and all(isinstance(c["value"], int | float) for c in cells)
+    except DAMAGED as error:
+        raise ValueError(f"{path.name} cannot be read ({error}): restore it from the repository") from None
+    if not whole:
+        raise ValueError(f"{path.name} has {len(cells)} numbers where it names {count}: restore it from the repository")
     printed = [c["value"] if isinstance(c["value"], Printed) else Printed(str(c["value"])) for c in cells]
     values = pd.DataFrame(cells).astype({"value": float})
     return values.assign(printed=pd.Series(printed, dtype=object))

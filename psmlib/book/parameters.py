@@ -1,14 +1,19 @@
 """Strict notebook parameters: an unknown name or a wrong type is an error before anything runs.
 
 papermill itself only logs an unknown parameter and continues. Here the names and types come from the literals of the
-notebook's `parameters` cell. The runner checks them before it starts a kernel; a notebook calls `check` in its first
-cells, so that they are also checked when papermill is called directly.
+notebook's `parameters` cell, and the choices from its comments, such as `# TY | HG | all`. The runner checks them
+before it starts a kernel; a notebook calls `check` in its first cells, so that they are also checked when papermill is
+called directly.
 """
 
 import ast
 import difflib
+import io
+import json
 import logging
 import math
+import re
+import tokenize
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +24,25 @@ PROFILES: tuple[str, ...] = ("smoke", "quick", "gpu", "paper")
 
 
 class ParameterError(ValueError):
-    """A parameter that the notebook does not know, or a value of the wrong type."""
+    """A parameter that the notebook does not know, or a value of the wrong type or outside its choices."""
+
+
+def template_of(name: str) -> Path:
+    """The path of a notebook, from its name.
+
+    Raises:
+        ParameterError: If it is no plain name, such as a path.
+
+    Example:
+        >>> template_of("psm_toys").name
+        'psm_toys.ipynb'
+        >>> template_of("../psm_toys")
+        Traceback (most recent call last):
+        psmlib.book.parameters.ParameterError: '../psm_toys' is no name of a notebook: give one such as psm_toys.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ParameterError(f"{name!r} is no name of a notebook: give one such as psm_toys.")
+    return paths.NOTEBOOKS / f"{name}.ipynb"
 
 
 def declared(template: Path) -> dict[str, Any]:
@@ -103,7 +126,7 @@ def resolve(template: Path, given: Mapping[str, str]) -> dict[str, Any]:
     known = declared(template)
     _check_names(template.stem, given, known)
     values = known | {name: convert(name, text, known[name]) for name, text in given.items()}
-    _check_profile(values)
+    _check_values(values, comments(template))
     return values
 
 
@@ -120,13 +143,28 @@ def check(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ParameterError: If papermill injected a name that the notebook does not declare, or a type is wrong.
     """
-    known = declared(paths.NOTEBOOKS / f"{notebook}.ipynb")
+    template = template_of(notebook)
+    known = declared(template)
     _check_names(notebook, _injected(namespace.get("In", ())), known)
     values = {name: namespace[name] for name in known}
     for name, value in values.items():
         _check_type(name, value, known[name])
-    _check_profile(values)
+    _check_values(values, comments(template))
     return values
+
+
+def comments(template: Path) -> dict[str, str]:
+    """What the parameters cell of a notebook says beside each parameter, by name; empty where it says nothing."""
+    cells = json.loads(template.read_text(encoding="utf-8-sig"))["cells"]
+    source = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    beside = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    found = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            lines = range(node.lineno, node.end_lineno + 1)
+            found[node.targets[0].id] = next((beside[line] for line in lines if line in beside), "")
+    return found
 
 
 def _injected(history: Any) -> list[str]:
@@ -152,6 +190,27 @@ def _check_type(name: str, value: Any, default: Any) -> None:
         raise ParameterError(f"{name} must be of type {wanted.__name__}, like {default!r}, not {value!r}.")
 
 
-def _check_profile(values: Mapping[str, Any]) -> None:
-    if "profile" in values and values["profile"] not in PROFILES:
-        raise ParameterError(f"There is no profile {values['profile']!r}: take {', '.join(PROFILES)}.")
+def _check_values(values: Mapping[str, Any], said: Mapping[str, str]) -> None:
+    """Refuses values outside their choices, negative counts, devices that are none, and paths of no file."""
+    for name, value in values.items():
+        choices = [word.strip() for word in re.split("[,;]", said.get(name, ""))[0].split("|")]
+        if name == "profile" and value not in PROFILES:
+            raise ParameterError(f"There is no profile {value!r}: take {', '.join(PROFILES)}.")
+        if isinstance(value, str) and len(choices) > 1 and value not in choices:
+            raise ParameterError(f"{name} = {value!r} is no choice: take {', '.join(choices)}.")
+        if isinstance(value, int) and value < 0:
+            raise ParameterError(f"{name} = {value} is negative: give 0 or more.")
+        if name == "device":
+            _check_device(value)
+        if said.get(name, "").startswith("path of") and value and not Path(value).is_file():
+            raise ParameterError(f"{name} = {value!r} names no file: give the {said[name]}.")
+
+
+def _check_device(device: str) -> None:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ParameterError(f"device = {device!r} is none: take cpu, cuda, or one of several such as cuda:1.")
+    if device != "cpu":
+        import torch  # takes two seconds, and other devices do not need it
+
+        if int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+            raise ParameterError(f"device = {device!r} is not there: torch sees {torch.cuda.device_count()} of CUDA.")

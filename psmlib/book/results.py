@@ -17,7 +17,7 @@ import torch
 from psmlib.book.formatting import ROUNDING, value_and_error
 from psmlib.machine import paths
 from psmlib.machine.checks import check_choice
-from psmlib.machine.files import write_atomic
+from psmlib.machine.files import DAMAGED, read_text, write_atomic
 from psmlib.machine.provenance import device_name, git_state, peak_gpu_memory, peak_memory, source_hash, versions
 from psmlib.standard_errors import Estimate, estimate, holm
 
@@ -265,7 +265,7 @@ def load(profile: str, notebook: str) -> Results:
     where = f"data/results/{profile}/{notebook}.json"
     again = f"run python -m psmlib.run notebook {notebook} --profile {profile}"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_text(path))
         for row in document["rows"]:
             results.add(**row | {"n_seeds": row["n_seeds"] or 1})
         for verdict in document.get("verdicts", []):  # files of older runs have none
@@ -275,7 +275,7 @@ def load(profile: str, notebook: str) -> Results:
         results.seeds = results.provenance["seeds"]
     except FileNotFoundError:
         raise FileNotFoundError(f"{where} is not there: {again}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{where} cannot be read ({reason}): {again}") from error
     results._loaded = True

@@ -1,14 +1,13 @@
 """Arrays too large for memory, or slow to make, kept as memory-mapped files in data/cache."""
 
 import math
-import os
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from psmlib.machine import paths
+from psmlib.machine.files import replacing
 from psmlib.machine.memory import check_memory
 
 
@@ -38,21 +37,15 @@ def memory_mapped(stem: str, shape: tuple[int, ...], pieces: Callable[[], Iterab
     path = folder() / f"{stem}.npy"
     if (kept := _open(path, shape)) is not None:
         return kept
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         # not through a memory map, where a full disk kills the process
-        with open(temporary, "wb") as file:
+        with replacing(path) as new, open(new, "wb") as file:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for piece in _counted(pieces(), shape, stem):
                 file.write(np.ascontiguousarray(piece))
-        os.replace(temporary, path)
         return np.load(path, mmap_mode="c")
     except OSError:
         return _in_memory(stem, shape, pieces)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:

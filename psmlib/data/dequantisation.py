@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from psmlib.machine.checks import check_choice
+from psmlib.machine.checks import check_choice, check_count, floating
 
 SCALES: dict[str, tuple[float, float]] = {"unit": (1.0, 0.0), "symmetric": (2.0, -1.0)}
 """Width and left end of the interval that each scaling fills: [0, 1) and [-1, 1)."""
@@ -59,6 +59,7 @@ def dequantise(
         True
     """
     width, left = affine(scale)
+    check_count("levels", levels)
     if x_levels.is_floating_point() or x_levels.is_complex() or x_levels.dtype == torch.bool:
         raise ValueError(f"dequantise takes whole levels 0..{levels - 1}, got {x_levels.dtype}: pass uint8 images")
     least, most = map(int, x_levels.aminmax()) if x_levels.numel() else (0, 0)
@@ -78,12 +79,19 @@ def add_noise(x_levels: Tensor, generator: torch.Generator | None, dtype: torch.
 def quantise(x: Tensor, levels: int, *, scale: str = "unit") -> Tensor:
     """The level in whose cell each value lies, or the nearest level for values outside. Any shape, uint8.
 
+    Raises:
+        ValueError: for more levels than uint8 holds, or a value that is not a number: a NaN would become black.
+
     Example:
         >>> quantise(torch.tensor([-.2, 0., .5, .999, 1.7]), 17).tolist()
         [0, 0, 8, 16, 16]
     """
     width, left = affine(scale)
-    return ((x - left) * (levels / width)).floor().clamp(0, levels - 1).to(torch.uint8)
+    if not 1 < levels <= 256:
+        raise ValueError(f"quantise gives uint8 images, of 2 to 256 levels, got levels={levels}")
+    if bad := int(x.isnan().sum()):
+        raise ValueError(f"{bad} of {x.numel()} values are NaN, which have no level: look at what made them")
+    return ((floating(x) - left) * (levels / width)).floor().clamp(0, levels - 1).to(torch.uint8)
 
 
 def bits_per_dim(log_prob, shape: Sequence[int], levels: int, scale: str | float | Tensor = "unit"):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from psmlib.data.dequantisation import add_noise
 from psmlib.exact.dequantised import DequantisedData
+from psmlib.machine.fingerprints import digest
 from psmlib.process import Process
 
 
@@ -29,6 +30,11 @@ class Draws:
     shift: Tensor
     mirrored: bool
     flat: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the images and of what is made of them."""
+        return digest(self.pool, self.shift, self.factor, self.mirrored, self.flat)
 
     @property
     def dim(self) -> int:

@@ -16,7 +16,6 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import numpy as np
 
 from psmlib.data import archives
 from psmlib.data.cache import memory_mapped
+from psmlib.machine.parallel import threads
 from psmlib.machine.progress import bar
 
 Arrays = dict[str, np.ndarray]
@@ -122,7 +122,7 @@ def celeba64(download: bool = False) -> Arrays:
     ordered = [f"img_align_celeba/{file}" for part in names.values() for file in part]
 
     def decoded() -> Iterator[np.ndarray]:
-        with archives.reading("celeba64", zipped), zipfile.ZipFile(zipped) as archive, ThreadPoolExecutor() as pool:
+        with archives.reading("celeba64", zipped), zipfile.ZipFile(zipped) as archive, threads() as pool:
             starts = range(0, len(ordered), 1024)
             for i in bar(starts, label="CelebA at 64 x 64"):
                 yield np.stack(list(pool.map(lambda file: cropped_face(archive.read(file)), ordered[i : i + 1024])))

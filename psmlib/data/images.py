@@ -22,7 +22,7 @@ from psmlib.data import archives, formats, photos, shipped
 from psmlib.data.dequantisation import affine, bits_per_dim, dequantise, quantise
 from psmlib.data.draws import Draws
 from psmlib.data.splits import stratified
-from psmlib.machine.checks import check_choice
+from psmlib.machine.checks import check_choice, plain
 
 __all__ = ["Draws", "Images", "bits_per_dim", "dequantise", "load", "quantise"]
 
@@ -50,7 +50,8 @@ class Images:
         train_labels: Classes, int64, or None; likewise validation_labels and test_labels.
 
     Raises:
-        ValueError: when images are not uint8 (n, C, H, W), a split is empty, or shapes differ.
+        ValueError: when images are not uint8 (n, C, H, W), a split is empty, shapes differ, a level is not below
+            ``levels``, or there is not one label for each image.
 
     Example:
         >>> digits = load("digits")
@@ -65,7 +66,8 @@ class Images:
         self, name: str, arrays: dict[str, np.ndarray], *, levels: int, flip: bool = False, cut: int = 0,
         about: str = "",
     ):  # fmt: skip
-        self.name, self.levels, self.flip, self.about = name, levels, flip, about
+        self.name, self.levels, self.flip, self.about = name, plain(levels), flip, about
+        levels, cut = self.levels, plain(cut)
         self.official_train = _tensor(name, arrays["train"])
         kept = len(self.official_train) - cut
         self.train, self.test = self.official_train[:kept], _tensor(name, arrays["test"])
@@ -81,6 +83,14 @@ class Images:
             raise ValueError(f"{name} has an empty split: keep fewer than {len(self.official_train)} for validation")
         if not self.train.shape[1:] == self.validation.shape[1:] == self.test.shape[1:]:
             raise ValueError(f"the splits of {name} have images of different shapes")
+        if not isinstance(levels, int) or not 2 <= levels <= 256:
+            raise ValueError(f"{name} cannot have {levels!r} grey levels: images are uint8, with 2 to 256")
+        for split in SPLITS:
+            held, found = getattr(self, split), getattr(self, f"{split}_labels")
+            if found is not None and found.shape != (len(held),):
+                raise ValueError(f"{name} has {len(found)} {split} labels for {len(held)} images: give one each")
+            if (most := int(held.max())) >= levels:
+                raise ValueError(f"{split} images of {name} have the level {most}, but only 0..{levels - 1} were named")
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(getattr(self, split))} {split}" for split in SPLITS)

@@ -91,11 +91,11 @@ def fit_glow(
     net.initialise(x)
     about = {"updates": updates, "batch_size": batch_size, "lr": lr, "schedule": schedule, "seed": seed}
     auxiliary = Auxiliary(net, process, T, net.shape, "glow", about)
-    optimiser, done = torch.optim.Adam(net.parameters()), 0
+    optimiser, done, spent = torch.optim.Adam(net.parameters()), 0, 0.0
     run = {**about, "settings": net.settings, "process": repr(process), "T": T, "data": name_of(x_T)}
     run["dtype"] = str(dtype)
     if path is not None and resume and Path(path).exists():
-        done = _restore(path, run, net, optimiser)
+        done, spent = _restore(path, run, net, optimiser)
 
     def step(done: int, n: int) -> Tensor:
         total = torch.zeros(1, dtype=torch.float64, device=device)
@@ -116,34 +116,38 @@ def fit_glow(
             f"the data; it was put back to update {done}"
         )
 
-    def save(done: int) -> None:
-        checkpoint.save(path, _state(net, optimiser), {**run, "done": done})
+    def save(done: int, seconds: float) -> None:
+        checkpoint.save(path, _state(net, optimiser), {**run, "done": done, "seconds": seconds})
 
     held = [tensor.detach() for tensor in net.state_dict().values()]
     for progress in guarded(
-        step, held, updates=updates, done=done, blame=blame, save=None if path is None else save, save_every=save_every
-    ):
+        step, held, updates=updates, done=done, blame=blame, save=None if path is None else save,
+        save_every=save_every, spent=spent,
+    ):  # fmt: skip
         yield GlowProgress(**vars(progress), auxiliary=auxiliary)
 
 
 def _state(net: Glow, optimiser: torch.optim.Adam) -> dict[str, Tensor]:
-    """Everything that a run goes on from: the network, and Adam's moments of each parameter."""
+    """Everything that a run goes on from: the network, and Adam's moments of each parameter, 0 at the start."""
     moments = {
-        f"{kind}.{name}": optimiser.state[parameter][kind]
+        f"{kind}.{name}": optimiser.state[parameter].get(kind, torch.zeros_like(parameter))
         for name, parameter in net.named_parameters()
         for kind in ("exp_avg", "exp_avg_sq")
     }
     return {**net.state_dict(), **moments}
 
 
-def _restore(path: str | Path, run: dict, net: Glow, optimiser: torch.optim.Adam) -> int:
-    """Puts back what :func:`_state` gave; returns the updates that had been done."""
-    tensors, found = checkpoint.load(path, run)
+def _restore(path: str | Path, run: dict, net: Glow, optimiser: torch.optim.Adam) -> tuple[int, float]:
+    """Puts back what :func:`_state` gave; returns the updates that had been done and the seconds that they took."""
+    tensors, found = checkpoint.load(path, run, _state(net, optimiser))
+    done = checkpoint.count_in(found, path)
+    if done > run["updates"] or (done % CHUNK and done != run["updates"]):
+        raise ValueError(f"checkpoint {path} has done = {done}, where no run stops: delete it and train anew")
     net.load_state_dict({name: tensors[name] for name in net.state_dict()})
     for name, parameter in net.named_parameters():
         moments = {kind: tensors[f"{kind}.{name}"].to(parameter) for kind in ("exp_avg", "exp_avg_sq")}
-        optimiser.state[parameter] = {"step": torch.tensor(float(found["done"])), **moments}
-    return found["done"]
+        optimiser.state[parameter] = {"step": torch.tensor(float(done)), **moments}
+    return done, checkpoint.seconds_in(found, path)
 
 
 def _check(process: Process, T: float, updates: int, batch_size: int, lr: float, schedule: str) -> None:

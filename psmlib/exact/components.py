@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from psmlib.kernels.philox import normal, uniform
+from psmlib.machine.checks import floating
+from psmlib.machine.fingerprints import digest
 
 
 def _rotation(degrees: float) -> list[list[float]]:
@@ -99,6 +101,11 @@ class Components:
             raise ValueError(f"{name} has a covariance or a box width that is not positive")
 
     @property
+    def fingerprint(self) -> str:
+        """A digest of all components."""
+        return digest(len(self.gauss_weight), self.weights, self.centres, self._factors, digits=10)
+
+    @property
     def weights(self) -> Tensor:
         """All weights, Gaussians first. Shape: (k,)."""
         return torch.cat([self.gauss_weight, self.box_weight])
@@ -180,6 +187,9 @@ class Components:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density in nats; -inf outside the support of a mixture of boxes only. Shape: (n, d) -> (n,)."""
+        x = floating(x)
+        if x.dim() != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"x must have shape (n, {self.dim}) for {self.name}, got {tuple(x.shape)}")
         y, parts = x.double(), []
         if len(self.gauss_weight):
             parts.append(gaussian_log_probs(y, self.gauss_mean, self.gauss_chol) + self.gauss_weight.log().to(x.device))

@@ -28,6 +28,7 @@ from psmlib.exact.cubature import cubature
 from psmlib.exact.expectations import component_average
 from psmlib.exact.mixture import DiffusedMixture
 from psmlib.machine import paths
+from psmlib.machine.files import DAMAGED, read_text
 from psmlib.process import EDM, Process
 
 CLOSE = 1e-6
@@ -103,9 +104,12 @@ def fingerprint(mixture: Components, alpha: float = 1.0) -> str:
 @cache
 def _known() -> dict[str, list[dict]]:
     """Rows by fingerprint: those of the file, to which the computed ones are added."""
-    rows, found = [], defaultdict(list)
-    if paths.EXACT_VALUES.is_file():
-        rows = json.loads(paths.EXACT_VALUES.read_text(encoding="utf-8"))["values"]
-    for row in rows:
-        found[row["mixture"]].append(row)
+    found = defaultdict(list)
+    try:
+        rows = json.loads(read_text(paths.EXACT_VALUES))["values"] if paths.EXACT_VALUES.is_file() else []
+        for row in rows:
+            found[row["mixture"]].append({name: float(row[name]) for name in ("alpha", "sigma", "value", "error")})
+    except DAMAGED as error:
+        fault = f"{paths.EXACT_VALUES.name} cannot be read ({error})"
+        raise ValueError(f"{fault}: make it anew by python -m psmlib.evaluation.exact_values") from None
     return found

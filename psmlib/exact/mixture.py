@@ -11,6 +11,7 @@ from torch import Tensor
 
 from psmlib.exact.axis_laws import Axis, gaussian_axis, gaussian_third, uniform_axis, uniform_third
 from psmlib.exact.components import Components
+from psmlib.machine.checks import floating
 from psmlib.process import Process, as_time
 from psmlib.score import Score
 
@@ -85,6 +86,7 @@ class DiffusedMixture(Score):
         """Applies f(x, t) to pieces of x so small that intermediates of shape (n, k, d) fit in the cache."""
         if x.dim() != 2 or x.shape[1] != self.mixture.dim:
             raise ValueError(f"x must have shape (n, {self.mixture.dim}) for {self.mixture.name}, got {tuple(x.shape)}")
+        x = floating(x)
         t = as_time(t, x).double()  # 1 - alpha would lose its digits in single precision
         step = max(1, _CHUNK // len(self._log_weights) * 8)
         pieces = [f(x[i : i + step].double(), t[i : i + step] if t.dim() else t) for i in range(0, len(x), step)]

@@ -1,6 +1,8 @@
-"""Checks of arguments that many functions share: one of several names, and positive whole numbers."""
+"""Checks of arguments that many functions share: choices, whole numbers, NumPy's numbers, and points."""
 
 from collections.abc import Iterable
+
+from torch import Tensor
 
 
 def check_choice(what: str, value, known: Iterable, of: str = "") -> None:
@@ -31,5 +33,53 @@ def check_count(name: str, value) -> None:
         ...
         ValueError: updates must be a positive whole number, got 0
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+
+
+def plain(value):
+    """A Python number instead of one of NumPy or a tensor of one element without axes; anything else as it is.
+
+    Numbers of other kinds overflow where Python's do not, and neither JSON nor the text of a setting knows them.
+
+    Example:
+        >>> import numpy as np
+        >>> plain(np.float32(.5)), plain(np.int64(3)), plain("cpu")
+        (0.5, 3, 'cpu')
+    """
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
+def check_points(x: Tensor) -> None:
+    """Raises ValueError unless all numbers of all points are finite, naming the first point that is not.
+
+    Example:
+        >>> import torch
+        >>> check_points(torch.tensor([[0.], [torch.nan]]))
+        Traceback (most recent call last):
+        ...
+        ValueError: point 1 of 2 is not finite (nan): drop it, or look at what made it
+    """
+    wrong = ~floating(x).isfinite()
+    if bool(wrong.any()):
+        at = int(wrong.flatten(1).any(1).nonzero()[0])
+        found = float(x[at][wrong[at]].flatten()[0])
+        raise ValueError(f"point {at} of {len(x)} is not finite ({found:g}): drop it, or look at what made it")
+
+
+def floating(x: Tensor) -> Tensor:
+    """Points or images with whole numbers as floats, others as they are: answers are given in the dtype of the points.
+
+    Raises:
+        ValueError: for complex numbers, or what is no tensor.
+
+    Example:
+        >>> import torch
+        >>> floating(torch.tensor([[0, 1]])).dtype, floating(torch.zeros(1, dtype=torch.float64)).dtype
+        (torch.float32, torch.float64)
+    """
+    if not isinstance(x, Tensor) or x.is_complex():
+        what = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"points must be a tensor of real numbers, got {what}: make one with torch.tensor")
+    return x if x.is_floating_point() else x.float()

@@ -6,7 +6,9 @@ process doubles the throughput.
 
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import joblib
 import torch
@@ -25,6 +27,22 @@ def cores() -> int:
         True
     """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def threads(workers: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads that starts none of the jobs that wait once an error or Ctrl-C ends the block.
+
+    Example:
+        >>> with threads(2) as pool:
+        ...     list(pool.map(abs, [-1, 2]))
+        [1, 2]
+    """
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _with_one_thread(f: Callable, job: tuple):

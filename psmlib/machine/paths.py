@@ -24,6 +24,18 @@ def _folder(variable: str, default: Path) -> Path:
     return Path(os.environ.get(variable) or default).expanduser().resolve()
 
 
+class OutputError(ValueError):
+    """Nothing can or may be written where PSMLIB_OUTPUT says."""
+
+
+def check_output() -> None:
+    """Raises OutputError unless the output folder is one, or can be made."""
+    inside = next(folder for folder in (OUTPUT, *OUTPUT.parents) if folder.exists())
+    if not inside.is_dir() or not os.access(inside, os.W_OK | os.X_OK):
+        fault = "is no folder" if not inside.is_dir() else "cannot be written to"
+        raise OutputError(f"{inside} {fault}: name a folder for the output in PSMLIB_OUTPUT")
+
+
 PACKAGE: Path = Path(__file__).resolve().parents[1]
 ROOT: Path = _folder("PSMLIB_ROOT", PACKAGE.parent)
 NOTEBOOKS: Path = ROOT / "notebooks"

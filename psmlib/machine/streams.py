@@ -12,9 +12,9 @@ def stream_key(seed: int, *path: int) -> int:
         >>> stream_key(0, 3) == stream_key(0, 3), stream_key(0, 3) == stream_key(0, 4)
         (True, False)
     """
-    state = seed & 0xFFFFFFFFFFFFFFFF
+    state = int(seed) & 0xFFFFFFFFFFFFFFFF
     for part in (0x9E3779B9, *path):  # splitmix64: neighbouring paths give unrelated states
-        state = (state + 0x9E3779B97F4A7C15 * (part + 1)) & 0xFFFFFFFFFFFFFFFF
+        state = (state + 0x9E3779B97F4A7C15 * (int(part) + 1)) & 0xFFFFFFFFFFFFFFFF
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
         state ^= state >> 31

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from psmlib.process.path import Process, as_time
+from psmlib.process.path import ROUNDING, Process, as_time, check_level
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class VP(Process):
     beta_max: float = 20.0
 
     def __post_init__(self):
+        super().__post_init__()
         if not 0 <= self.beta_min <= self.beta_max or self.beta_max == 0:
             raise ValueError(f"VP needs 0 <= beta_min <= beta_max > 0, got {self.beta_min}, {self.beta_max}")
 
@@ -67,7 +68,7 @@ class VP(Process):
 
     def time_of_sigma(self, sigma: float | Tensor) -> Tensor:
         """The time at which the noise level is ``sigma``, by the quadratic formula."""
-        return self._time_of_integral(-torch.log1p(-(as_time(sigma) ** 2)))
+        return self._time_of_integral(-torch.log1p(-(check_level(sigma, 1.0) ** 2)))
 
     def time_of_log_snr(self, value):
         return self._time_of_integral(-F.logsigmoid(as_time(value)))  # sigma^2 = sigmoid(-value)
@@ -92,7 +93,7 @@ class SubVP(VP):
         return Process.diffusion2(self, t)
 
     def time_of_sigma(self, sigma):
-        return super().time_of_sigma(as_time(sigma).sqrt())
+        return super().time_of_sigma(check_level(sigma, 1.0).sqrt())
 
     def time_of_log_snr(self, value):
         # sigma / alpha = 2 sinh(B / 2)
@@ -110,6 +111,7 @@ class VE(Process):
     sigma_max: float = 50.0
 
     def __post_init__(self):
+        super().__post_init__()
         if not 0 < self.sigma_min < self.sigma_max:
             name = type(self).__name__
             raise ValueError(f"{name} needs 0 < sigma_min < sigma_max, got {self.sigma_min}, {self.sigma_max}")
@@ -137,7 +139,7 @@ class VE(Process):
 
     def time_of_sigma(self, sigma):
         """The time at which the noise level is ``sigma``."""
-        return torch.log1p((as_time(sigma) / self.sigma_min) ** 2) / (2 * self._log_ratio())
+        return torch.log1p((check_level(sigma, math.inf) / self.sigma_min) ** 2) / (2 * self._log_ratio())
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,11 @@ class RVE(VE):
     sigma_max: float = 50.0
     eps: float = 1e-5
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.eps > 0:
+            raise ValueError(f"RVE needs a positive eps, got {self.eps}")
+
     def sigma(self, t):
         return self.sigma_max * torch.exp(-self._log_ratio() * self.eps / as_time(t))
 
@@ -165,7 +172,7 @@ class RVE(VE):
         return Process.diffusion2(self, t)
 
     def time_of_sigma(self, sigma):
-        return self._log_ratio() * self.eps / torch.log(self.sigma_max / as_time(sigma))
+        return self._log_ratio() * self.eps / torch.log(self.sigma_max / check_level(sigma, self.sigma_max))
 
 
 @dataclass(frozen=True)
@@ -190,7 +197,7 @@ class OTFlow(Process):
 
     def time_of_sigma(self, sigma):
         """The time at which the noise level is ``sigma``."""
-        return as_time(sigma)
+        return check_level(sigma, 1.0 + ROUNDING)
 
     def time_of_log_snr(self, value):
         return torch.sigmoid(-0.5 * as_time(value))
@@ -201,6 +208,11 @@ class EDM(Process):
     """The path of Karras et al. (2022): x_t = x_0 + t eps on [0, sigma_max]."""
 
     sigma_max: float = 80.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.sigma_max > 0:
+            raise ValueError(f"EDM needs a positive sigma_max, got {self.sigma_max}")
 
     @property
     def T(self):
@@ -221,4 +233,4 @@ class EDM(Process):
 
     def time_of_sigma(self, sigma):
         """The time at which the noise level is ``sigma``."""
-        return as_time(sigma)
+        return check_level(sigma, math.inf)

@@ -10,10 +10,15 @@ A subclass gives :math:`\alpha`, :math:`\sigma` and their rates; all else follow
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+
+from psmlib.machine.checks import floating, plain
+
+ROUNDING = 2.0**-23
+"""Two times whose relative difference is no larger are the same: single precision rounds by half as much."""
 
 PREDICTIONS = ("eps", "score", "denoised", "velocity")
 
@@ -28,6 +33,38 @@ def as_time(t: float | Tensor, like: Tensor | None = None) -> Tensor:
     if isinstance(t, Tensor):
         return t
     return torch.tensor(float(t), dtype=torch.float64, device=None if like is None else like.device)
+
+
+def check_within(t: float | Tensor, T: float, what: str = "t") -> None:
+    """Raises ValueError unless times lie in [0, T], or beyond it by rounding to single precision.
+
+    Example:
+        >>> check_within(1.5, 1.)
+        Traceback (most recent call last):
+        ...
+        ValueError: t must lie in [0, 1], got 1.5
+    """
+    t = as_time(t)
+    wrong = ~((t >= 0) & (t <= T * (1 + ROUNDING)))
+    if bool(wrong.any()):
+        raise ValueError(f"{what} must lie in [0, {T:g}], got {float(t[wrong][0] if t.dim() else t):g}")
+
+
+def check_level(sigma: float | Tensor, top: float) -> Tensor:
+    """Noise levels as a tensor, after a check that each is reached: 0 <= sigma < top.
+
+    Example:
+        >>> check_level(1., 1.)
+        Traceback (most recent call last):
+        ...
+        ValueError: sigma must lie in [0, 1), the noise levels that are reached, got 1
+    """
+    sigma = as_time(sigma)
+    wrong = ~((sigma >= 0) & (sigma < top))
+    if bool(wrong.any()):
+        worst = float(sigma[wrong][0] if sigma.dim() else sigma)
+        raise ValueError(f"sigma must lie in [0, {top:g}), the noise levels that are reached, got {worst:g}")
+    return sigma
 
 
 def expand(c: Tensor, x: Tensor) -> Tensor:
@@ -54,6 +91,14 @@ class Process:
     """
 
     variable = "t"
+
+    def __post_init__(self):
+        for field in fields(self):  # NumPy's numbers and whole ones would give the same process another name
+            value = plain(getattr(self, field.name))
+            if isinstance(value, int | float):
+                if not math.isfinite(value):
+                    raise ValueError(f"{type(self).__name__} needs a finite {field.name}, got {value}")
+                object.__setattr__(self, field.name, float(value))
 
     @property
     def T(self) -> float:
@@ -116,6 +161,7 @@ class Process:
             >>> VP(0., 10.).perturb(torch.ones(1, 2), 0.0, torch.ones(1, 2))
             tensor([[1., 1.]])
         """
+        x0 = floating(x0)
         t = as_time(t, x0)
         return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * eps
 
@@ -170,6 +216,7 @@ class Process:
             >>> torch.allclose(back, eps, atol=1e-5)
             True
         """
+        x, value = floating(x), floating(value)
         if src == dst:
             return value
         a, b = self.conversion(as_time(t, x), src, dst)
@@ -177,7 +224,7 @@ class Process:
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """Log density of N(0, prior_std^2 I) at ``x`` of shape (n, *shape), in nats. Shape: (n,)."""
-        x = x.flatten(1)
+        x = floating(x).flatten(1)
         std = self.prior_std
         return -0.5 * (x / std).square().sum(1) - x.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(std))
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from psmlib.process.path import Process, as_time
+from psmlib.machine.checks import plain
+from psmlib.process.path import ROUNDING, Process, as_time
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,12 @@ class Shortened(_Ended):
     """
 
     def __post_init__(self):
-        if not 0 < self.T <= self.process.T:
+        object.__setattr__(self, "T", plain(self.T))
+        if not 0 < self.T <= self.process.T * (1 + ROUNDING):
             raise ValueError(
                 f"T = {self.T:g} lies outside (0, {self.process.T:g}], where {self.process} runs: give a time within it"
             )
-        object.__setattr__(self, "T", float(self.T))
+        object.__setattr__(self, "T", min(float(self.T), self.process.T))
         if isinstance(self.process, Shortened):
             object.__setattr__(self, "process", self.process.process)
 
@@ -113,6 +115,7 @@ class Lengthened(_Ended):
     """
 
     def __post_init__(self):
+        object.__setattr__(self, "T", plain(self.T))
         if not self.process.T < self.T < math.inf:
             raise ValueError(
                 f"T = {self.T:g} is not beyond {self.process.T:g}, the end of {self.process}: "
@@ -147,7 +150,8 @@ class Retimed(Process):
     power: float
 
     def __post_init__(self):
-        if not 0 < self.power < math.inf:
+        super().__post_init__()
+        if not self.power > 0:
             raise ValueError(f"Retimed needs a positive power, got {self.power}")
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from psmlib.machine.checks import check_points
 from psmlib.process import Process
 from psmlib.sampling.state import State, check_descending
 from psmlib.sampling.variables import LONGEST, fields_in, points, variable_of
@@ -41,7 +42,7 @@ def ode(score: Score, process: Process, x_T: Tensor, times, **settings) -> Itera
         >>> last(ode(HG().diffused(vp), vp, x, quadratic(1e-3, 1., 20).flip(0))).x.shape
         torch.Size([4, 2])
     """
-    return probability_flow(score, x_T, check_descending(times), **settings)
+    return probability_flow(score, x_T, check_descending(times, process), **settings)
 
 
 @torch.no_grad()
@@ -78,6 +79,7 @@ def probability_flow(
         >>> bool((back[-1] - x).abs().max() < 1e-3)
         True
     """
+    check_points(x)
     calls = [0]
 
     def field_of(piece: Score):

@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from psmlib.machine.checks import check_points, floating
 from psmlib.process import Process
 from psmlib.sampling.state import State, check_descending
 from psmlib.sampling.variables import LONGEST, pace, points, variable_of
@@ -54,7 +55,8 @@ def sde(
         >>> last(sde(HG().diffused(vp), vp, x, quadratic(1e-3, 1., 50).flip(0), generator=g)).nfe
         50
     """
-    times, x, variable = check_descending(times), x_T, variable_of(process, variable)
+    check_points(x_T)
+    times, x, variable = check_descending(times, process), floating(x_T), variable_of(process, variable)
     ends = points(process, times, variable, LONGEST / 2)  # without drift the mean contracts twice as fast as the noise
     for i, (t, s) in enumerate(pairwise(times)):
         gamma = float(process.diffusion2(t) if noise is None else noise(t))

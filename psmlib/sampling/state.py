@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from psmlib.process import Process
+from psmlib.process.path import check_within
+
 
 class State(NamedTuple):
     """Points after a step of a sampler.
@@ -40,9 +43,11 @@ def last(states: Iterable[State]) -> State:
     return state
 
 
-def check_descending(times) -> list[float]:
-    """Times as floats; raises ValueError unless they strictly descend."""
+def check_descending(times, process: Process) -> list[float]:
+    """Times as floats; raises ValueError unless they strictly descend, within the process."""
     out = [float(t) for t in times]
+    for t in out:
+        check_within(t, process.T, "times")
     if len(out) < 2 or any(not b < a for a, b in zip(out, out[1:], strict=False)):
         raise ValueError(f"times must descend from noise to data, got {out[:3]}...: flip the grid with .flip(0)")
     return out

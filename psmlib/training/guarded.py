@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from psmlib.machine.checks import check_count
+
 CHUNK = 50
 """Updates between two looks at the losses; random numbers are drawn a chunk at a time."""
 
@@ -21,7 +23,7 @@ class Progress:
         update: Updates done.
         updates: Updates to do.
         loss: Mean loss of each network over the last chunk. Shape: (K,).
-        seconds: Time spent in this call.
+        seconds: Time spent, that of earlier calls included.
     """
 
     update: int
@@ -32,8 +34,8 @@ class Progress:
 
 def guarded(
     step: Callable[[int, int], Tensor], networks: Sequence[Tensor], *, updates: int, done: int = 0, size: int = 1,
-    blame: Callable[[int, float, int, int], str], save: Callable[[int], None] | None = None, save_every: int = 2000,
-    chunk: int = CHUNK,
+    blame: Callable[[int, float, int, int], str], save: Callable[[int, float], None] | None = None,
+    save_every: int = 2000, chunk: int = CHUNK, spent: float = 0.0,
 ) -> Iterator[Progress]:  # fmt: skip
     """Does updates chunk by chunk, yielding after each; a chunk with a loss that is not finite is undone.
 
@@ -45,20 +47,23 @@ def guarded(
         done: How many were done before.
         size: Number of networks, K.
         blame: The sentence of the error, from (network, loss, updates before the chunk, after it).
-        save: Writes the state after so many updates.
+        save: Writes the state, after so many updates and seconds.
         save_every: Updates between two calls of ``save``; the last state is always saved.
         chunk: Updates between two looks at the losses.
+        spent: Seconds that the updates done before took.
 
     Raises:
+        ValueError: when ``save_every`` is not positive.
         FloatingPointError: when a loss is not finite.
 
     Example:
         >>> [progress.update for progress in guarded(lambda done, n: torch.ones(1), [], updates=60, blame=str)]
         [50, 60]
     """
-    began = time.perf_counter()
+    check_count("save_every", save_every)
+    began = time.perf_counter() - spent
     if done >= updates:
-        yield Progress(done, updates, torch.full((size,), torch.nan), 0.0)
+        yield Progress(done, updates, torch.full((size,), torch.nan), spent)
     while done < updates:
         # a chunk of random numbers is never left half used, wherever the run was stopped
         n = min(chunk - done % chunk, updates - done)
@@ -71,5 +76,5 @@ def guarded(
             raise FloatingPointError(blame(bad, float(loss[bad]), done, done + n))
         done += n
         if save is not None and (done % save_every < chunk or done == updates):
-            save(done)
+            save(done, time.perf_counter() - began)
         yield Progress(done, updates, loss, time.perf_counter() - began)

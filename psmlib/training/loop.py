@@ -10,7 +10,6 @@ take each step together and image networks take turns at one recorded step (:mod
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +20,10 @@ from psmlib.bank import checkpoint
 from psmlib.bank.image_bank import ImageBank
 from psmlib.bank.mlp_bank import Bank
 from psmlib.bank.stack import NetworkStack
+from psmlib.machine.parallel import threads
 from psmlib.partition import Partition
 from psmlib.process import Process
-from psmlib.training.guarded import Progress, guarded
+from psmlib.training.guarded import CHUNK, Progress, guarded
 from psmlib.training.image_steps import ImageSteps
 from psmlib.training.mlp_steps import MLPSteps
 from psmlib.training.optim import OPTIMISERS
@@ -94,18 +94,20 @@ def fit(
     steps = STEPS[type(bank)](bank, data, recipe, engine)
     steps.check_memory(workers)
     moments = OPTIMISERS[recipe.optimiser](bank.params, bank.widths)
-    average, done, about = bank.copy() if recipe.ema else None, 0, recipe.describe(bank, data)
+    average, about = bank.copy() if recipe.ema else None, recipe.describe(bank, data)
+    done, spent = 0, 0.0
     if path is not None and resume and Path(path).exists():
-        tensors, found = checkpoint.load(path, about)
-        done = found["done"]
+        tensors, found = checkpoint.load(path, about, run_tensors(bank, moments, average))
+        done, spent = _done(found, path), checkpoint.seconds_in(found, path)
         for name, tensor in run_tensors(bank, moments, average).items():
             tensor.copy_(tensors[name])
         del tensors  # as much as the networks and their moments, for the rest of the run
     grad, K = torch.empty_like(bank.params), len(bank)
     networks = [tensor for held in (bank, average) if held is not None for tensor in held.tensors.values()]
 
-    def save(done: int) -> None:
-        checkpoint.save(path, run_tensors(bank, moments, average), {**about, "done": done})
+    def save(done: int, seconds: float) -> None:
+        now = {"done": done, "updates": recipe.updates, "seconds": seconds}
+        checkpoint.save(path, run_tensors(bank, moments, average), {**about, **now})
 
     def blame(k: int, loss: float, done: int, end: int) -> str:
         block = bank.first + k
@@ -114,7 +116,7 @@ def fit(
             f"({recipe.lr:g}) or check the data; the networks were put back to update {done}"
         )
 
-    with ThreadPoolExecutor(max(1, workers)) as pool:
+    with threads(max(1, workers)) as pool:
 
         def step(done: int, n: int) -> Tensor:
             if steps.together:
@@ -128,6 +130,14 @@ def fit(
 
         for progress in guarded(
             step, networks, updates=recipe.updates, done=done, size=K, blame=blame,
-            save=None if path is None else save, save_every=save_every,
+            save=None if path is None else save, save_every=save_every, spent=spent,
         ):  # fmt: skip
             yield BankProgress(**vars(progress), bank=bank, average=average)
+
+
+def _done(found: dict, path: str | Path) -> int:
+    """The updates that a checkpoint's run had done: the end of a chunk, or of the run."""
+    done, updates = (checkpoint.count_in(found, path, name) for name in ("done", "updates"))
+    if done > updates or (done % CHUNK and done != updates):
+        raise ValueError(f"checkpoint {path} has done = {done} of {updates} updates, where no run stops: delete it")
+    return done

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
-from psmlib.machine.checks import check_choice, check_count
+from psmlib.machine.checks import check_choice, check_count, plain
+from psmlib.machine.fingerprints import digest
 from psmlib.partition import Partition
 from psmlib.process import Process
 from psmlib.training.objectives import OBJECTIVES, Denoising, FlowMatching
@@ -58,10 +61,12 @@ class Recipe:
     ema: float | None = None
 
     def __post_init__(self):
+        for field in fields(self):  # NumPy's numbers would not be those of a checkpoint
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         self.partition.check_covers(self.process)
         for name in ("updates", "batch_size"):
             check_count(name, getattr(self, name))
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive, got {self.lr!r}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema must lie in (0, 1) or be None, got {self.ema!r}")
@@ -126,5 +131,18 @@ class Recipe:
 
 
 def name_of(data) -> str:
-    """What a checkpoint remembers of the data."""
-    return f"{tuple(data.shape)} points" if isinstance(data, Tensor) else getattr(data, "name", type(data).__name__)
+    """What a checkpoint remembers of the data: what they are, and a digest of what they hold, or else of some draws.
+
+    Example:
+        >>> from psmlib.data.toys import HG
+        >>> name_of(torch.zeros(3, 2)) == name_of(torch.ones(3, 2)), name_of(HG()) == name_of(HG().centred())
+        (False, True)
+    """
+    if isinstance(data, Tensor):
+        return f"{tuple(data.shape)} points {digest(data)}"
+    name = getattr(data, "name", type(data).__name__)
+    found = getattr(data, "fingerprint", None)
+    if found is None:
+        draw = data.sample if hasattr(data, "sample") else data
+        found = digest(draw(16, torch.Generator().manual_seed(0)))
+    return f"{name} {found}"

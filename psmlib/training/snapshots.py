@@ -53,10 +53,12 @@ def train(
 ) -> Snapshots:
     """Trains a bank to the last stop and keeps a copy at each.
 
-    With a constant learning rate one long run holds the shorter ones; other schedules depend on the last stop.
+    With a constant learning rate one long run holds the shorter ones; other schedules depend on the last stop. What the
+    folder holds of the stops is read; if a missing one lies before the state that the folder kept, training begins
+    again, which gives the same networks.
 
     Args:
-        bank: The networks; changed in place.
+        bank: The networks to begin with. Those that were trained are in the answer.
         data: As in :func:`psmlib.training.loop.fit`.
         process: Likewise.
         partition: Likewise.
@@ -85,20 +87,33 @@ def train(
     made_by = recipe.describe(bank, data)
     if folder is not None:
         _read(kept, folder, stops, bank, made_by)
-    if set(kept.banks) == set(stops):
-        return kept
+    missing = [stop for stop in stops if stop not in kept.banks]
+    if not missing:
+        return _in_order(kept, stops)
     path = None if folder is None else folder / "running.safetensors"
-    before = kept.seconds.get(max(kept.seconds, default=0), 0.0)
-    for progress in fit(bank, data, process, partition, updates=stops[-1], path=path, resume=True, **settings):
+    how = dict(updates=stops[-1], path=path, resume=_before(path, missing[0], made_by)) | settings
+    for progress in fit(bank, data, process, partition, **how):
         stop = progress.update
-        if stop in stops and stop not in kept.banks:
+        if stop in missing:
             kept.banks[stop] = (progress.average or progress.bank).copy()
-            kept.seconds[stop] = before + progress.seconds
-            kept.losses[stop] = progress.loss.tolist()
+            kept.seconds[stop], kept.losses[stop] = progress.seconds, progress.loss.tolist()
             if folder is not None:
                 about = {"seconds": kept.seconds[stop], "losses": kept.losses[stop], "run": made_by}
                 kept.banks[stop].save(folder / f"{stop}.safetensors", **about)
-    return kept
+        if stop >= missing[-1]:
+            break
+    return _in_order(kept, stops)
+
+
+def _in_order(kept: Snapshots, stops: list[int]) -> Snapshots:
+    return Snapshots(*({stop: part[stop] for stop in stops} for part in (kept.banks, kept.seconds, kept.losses)))
+
+
+def _before(path: Path | None, stop: int, made_by: dict) -> bool:
+    """Whether there is a state to go on from that lies before a stop."""
+    if path is None or not path.exists():
+        return False
+    return checkpoint.count_in(checkpoint.load(path, made_by)[1], path) < stop
 
 
 def _read(kept: Snapshots, folder: Path, stops: list[int], like: NetworkStack, made_by: dict) -> None:
@@ -107,5 +122,9 @@ def _read(kept: Snapshots, folder: Path, stops: list[int], like: NetworkStack, m
         file = folder / f"{stop}.safetensors"
         if file.exists():
             bank, about = type(like).load(file, like.device)
-            checkpoint.check_same(about["run"], made_by, f"snapshot {file}", "train", "in another folder")
-            kept.banks[stop], kept.seconds[stop], kept.losses[stop] = bank, about["seconds"], about["losses"]
+            run, losses = about.get("run"), about.get("losses")
+            if not isinstance(run, dict) or not isinstance(losses, list) or len(losses) != len(bank):
+                raise ValueError(f"snapshot {file} does not tell of its run: delete it and train anew")
+            checkpoint.check_same(run, made_by, f"snapshot {file}", "train", "in another folder")
+            kept.banks[stop], kept.losses[stop] = bank, losses
+            kept.seconds[stop] = checkpoint.seconds_in(about, file)

@@ -10,6 +10,7 @@ A class of times turns uniform numbers into times of a block. What it must have:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -67,7 +68,7 @@ class LogUniform(Uniform):
     def __post_init__(self):
         if not 0 <= self.share <= 1:
             raise ValueError(f"share of log-uniform times must lie in [0, 1], got {self.share!r}")
-        if not self.t_min > 0:
+        if not 0 < self.t_min < math.inf:
             raise ValueError(f"t_min must be positive, where log-uniform times start, got {self.t_min!r}")
 
     def draw(self, u: Tensor, low: Edge, high: Edge) -> Tensor:

@@ -106,19 +106,19 @@ def test_a_corrupt_file_is_refused_in_one_sentence(tmp_path, kind):
 def test_a_file_of_another_format_version_is_refused_in_one_sentence(tmp_path, monkeypatch):
     path = tmp_path / "a.st"
     with monkeypatch.context() as later:
-        later.setattr(checkpoint, "FORMAT", "2")
+        later.setattr(checkpoint, "FORMAT", "3")
         checkpoint.save(path, tensors(), ABOUT)
         assert torch.equal(checkpoint.load(path, ABOUT)[0]["params"], tensors()["params"])
-    with pytest.raises(ValueError, match="a.st has format version 2 but this psmlib reads version 1: read it") as later:
+    with pytest.raises(ValueError, match="a.st has format version 3 but this psmlib reads version 2: read it") as later:
         checkpoint.load(path, ABOUT)
     checkpoint.save_file(tensors(), path, {"about": json.dumps(ABOUT)})  # as before files had a version
-    with pytest.raises(ValueError, match="a.st has format version none but this psmlib reads version 1") as none:
+    with pytest.raises(ValueError, match="a.st has format version none but this psmlib reads version 2") as none:
         checkpoint.load(path)
     for error in (later, none):
         assert "\n" not in str(error.value) and ". " not in str(error.value)
     checkpoint.save(path, tensors(), ABOUT)
     with safe_open(path, "pt") as file:
-        assert file.metadata()["format"] == "1", "a change of the version is a change of this test"
+        assert file.metadata()["format"] == "2", "a change of the version is a change of this test"
 
 
 def test_files_that_are_missing_or_of_another_kind_say_so(tmp_path):

@@ -283,7 +283,7 @@ def test_likelihoods_take_a_bank_and_never_mix_two_networks_in_a_step():
 
 def test_arguments_that_do_not_fit_are_named_in_one_sentence():
     bank = Bank(SMALL, 3)
-    with pytest.raises(ValueError, match="at least one network, got size=0") as error:
+    with pytest.raises(ValueError, match="size must be a positive whole number, got 0") as error:
         Bank(SMALL, 0)
     assert one_sentence(error)
     with pytest.raises(ValueError, match="holds 3 networks but .* has 2 blocks") as error:

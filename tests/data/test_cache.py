@@ -1,5 +1,7 @@
 """Cached arrays are written once and completely, or made in memory where nothing can be written."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -87,7 +89,7 @@ def test_a_full_disk_leaves_nothing_behind(monkeypatch):
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(cache.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     assert np.array_equal(memory_mapped("a", WHOLE.shape, Source(3, 10)), WHOLE)
     assert list(cache.folder().iterdir()) == []
 

@@ -162,7 +162,7 @@ def test_single_precision_stays_single():
 
 @pytest.mark.parametrize("times", [[0.1, 0.5], [1.0, 1.0], [1.0], [], [1.0, math.nan, 0.5], [1.0, 0.5, 0.7]])
 def test_times_must_descend(times):
-    with pytest.raises(ValueError, match="times must descend") as caught:
+    with pytest.raises(ValueError, match="times must (descend|lie)") as caught:
         last(ode(GAUSSIAN.diffused(PSM), PSM, torch.ones(1, 2), times))
     assert "\n" not in str(caught.value)
 
@@ -178,4 +178,4 @@ def test_other_bad_input():
 
 
 def test_check_descending_gives_floats():
-    assert check_descending(torch.tensor([1.0, 0.5, 0.0])) == [1.0, 0.5, 0.0]
+    assert check_descending(torch.tensor([1.0, 0.5, 0.0]), PSM) == [1.0, 0.5, 0.0]

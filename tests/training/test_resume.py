@@ -161,6 +161,8 @@ def test_a_corrupt_checkpoint_is_refused(tmp_path):
 class Breaking:
     """HG, drawn by a generator; draw number ``at`` holds a number that is none."""
 
+    fingerprint = "breaking"
+
     def __init__(self, at: int | None = 4):
         self.calls, self.at = 0, at
 

@@ -8,6 +8,7 @@ from psmlib.data.toys import HG
 from psmlib.nets.mlp import Plain
 from psmlib.partition import TPSM_A
 from psmlib.process import VP
+from psmlib.training import fit
 from psmlib.training.snapshots import place, train
 
 SMALL = Plain(hidden=(8,))
@@ -39,6 +40,28 @@ def test_a_run_cut_short_goes_on_to_the_same_networks(tmp_path):
     (tmp_path / "150.safetensors").unlink()
     cut = run([50, 150], tmp_path)
     assert torch.equal(whole.banks[150].params, cut.banks[150].params)
+
+
+def test_whatever_stops_came_before_the_answer_is_complete(tmp_path):
+    whole = run([50, 100, 150])
+    for stops in ([100], [50, 100], [50], [100, 150], [50, 100, 150], [150]):
+        found = run(stops, tmp_path)
+        assert list(found.banks) == list(found.seconds) == list(found.losses) == stops
+        assert all(torch.equal(found.banks[n].params, whole.banks[n].params) for n in stops)
+        assert found.losses == {n: whole.losses[n] for n in stops}
+    seconds = run([50, 100, 150], tmp_path).seconds
+    (tmp_path / "150.safetensors").unlink()
+    again = run([50, 100, 150], tmp_path).seconds
+    assert again[50] == seconds[50] and 0 < again[50] < again[100]
+
+
+def test_time_of_training_counts_earlier_calls(tmp_path):
+    bank, path = Bank(SMALL, 2, seed=1), tmp_path / "run.safetensors"
+    how = dict(batch_size=8, path=path, resume=True)
+    first = [progress.seconds for progress in fit(bank, HG(), VP10, TPSM_A, updates=50, **how)][-1]
+    again = [progress.seconds for progress in fit(bank, HG(), VP10, TPSM_A, updates=100, **how)][-1]
+    only = [progress.seconds for progress in fit(bank, HG(), VP10, TPSM_A, updates=100, **how)][-1]
+    assert 0 < first < only <= again
 
 
 def test_another_run_in_the_same_folder_is_refused(tmp_path):
