@@ -6,11 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help env book test lab lock clean
+.PHONY: help env book night test lab lock clean
 
 help:
 	@echo 'make book            run every notebook at PROFILE (now $(PROFILE)) and build the book'
-	@echo '                     PROFILE=smoke|quick|gpu|paper, ARGS="-p device cpu --force"'
+	@echo '                     PROFILE=record|smoke|quick|night|gpu|paper, ARGS="-p device cpu --force"'
+	@echo 'make night           what is left of the long runs, at low priority; stop and start it at will'
 	@echo 'make test            the whole test suite, with a book built from smoke runs'
 	@echo 'make lab             JupyterLab on the notebooks (ARGS=--allow-root as root)'
 	@echo 'make env             the environment alone, in $(VENV) (PYTHON=python3.12 to name another Python)'
@@ -40,6 +41,9 @@ env:
 
 book: env
 	@$(BIN)/python -m psmlib.run book --profile $(PROFILE) $(ARGS)
+
+night: env
+	@$(BIN)/python -m psmlib.run night $(ARGS)
 
 # One pytest run holds every part, so that one line counts them all; conftest.py puts the book first, because it takes
 # longest. Whatever it writes goes to build/test.

@@ -6,6 +6,7 @@ In a terminal::
     python -m psmlib.run notebook psm_toys --profile quick -p dataset TY
     python -m psmlib.run check-parameters psm_toys -p seeds 3
     python -m psmlib.run batch --profile gpu --minutes 9
+    python -m psmlib.run night
     python -m psmlib.run pages
 """
 
@@ -14,11 +15,12 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from psmlib.book.notebooks import Outcome, OutOfTime, Record, execute, run_within, staleness_key, toc_notebooks
+from psmlib.book.notebooks import Outcome, OutOfTime, Run, execute, run_within, staleness_key, toc_notebooks
 from psmlib.book.parameters import PROFILES, ParameterError, resolve, template_of
 from psmlib.machine import paths
 
@@ -72,12 +74,12 @@ def run_notebook(
         The outcome; for an unchanged notebook it has the time of the last run.
     """
     template, output = template_of(name), paths.EXECUTED / f"{name}.ipynb"
-    key, record = staleness_key(template, values), Record.load(name)
+    key, record = staleness_key(template, values), Run.load(name)
     progress = Progress(f"{label}{name}", record.seconds if record else None)
     if record and not force and record.fresh(name, key):
         progress.end(f"unchanged: its run of {clock(record.seconds)} still stands")
         return Outcome(record.seconds)
-    Record.path(name).unlink(missing_ok=True)  # from here on the files of the old run are overwritten
+    Run.path(name).unlink(missing_ok=True)  # from here on the files of the old run are overwritten
 
     def both(seconds: float) -> None:
         progress.tick(seconds)
@@ -91,7 +93,7 @@ def run_notebook(
     if outcome.reason:
         progress.end(f"FAILED after {clock(outcome.seconds)}: {outcome.reason}")
     else:
-        Record.of(name, key, outcome).save(name)
+        Run.of(name, key, outcome).save(name)
         progress.end(f"done in {clock(outcome.seconds)}")
     return outcome
 
@@ -187,6 +189,17 @@ def batch(options: argparse.Namespace) -> int:
     return status
 
 
+def night(options: argparse.Namespace) -> int:
+    """Run what is left of profile night at low priority; stop and start it at will."""
+    from psmlib.book.night import run
+
+    if hasattr(os, "nice"):
+        os.nice(19 - os.nice(0))
+    status = run(options.names, options.slice, time.time() + 60 * options.minutes, partial(print, flush=True))
+    print({0: "Nothing is left.", 3: "The time is up; give the same command again to go on."}.get(status, ""))
+    return status
+
+
 def _report(outcomes: dict[str, Outcome], then: str = "the book was not built") -> int:
     """Name the failed notebooks and their partial outputs in one sentence; return the exit status."""
     failed = [name for name, outcome in outcomes.items() if outcome.reason]
@@ -228,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m psmlib.run", description="Run the notebooks, build the book.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for function in (book, notebook, check_parameters, batch, pages):
+    for function in (book, notebook, check_parameters, batch, night, pages):
         command = commands.add_parser(function.__name__.replace("_", "-"), help=function.__doc__)
         command.set_defaults(function=function)
         if function in (notebook, check_parameters):
@@ -239,7 +252,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if function is batch:
             command.add_argument("names", nargs="*", help="notebooks, in order; by default all of the book")
             command.add_argument("--minutes", type=minutes, default=9.0, help="the time limit (default: 9)")
-        if function is not pages:
+        if function is night:
+            command.add_argument("names", nargs="*", help="notebooks; by default all of the book")
+            command.add_argument("--slice", type=minutes, default=60.0, help="minutes between records (default: 60)")
+            command.add_argument("--minutes", type=minutes, default=1e4, help="the time limit (default: a week)")
+        if function not in (pages, night):
             pair = ("NAME", "VALUE")
             command.add_argument("-p", nargs=2, action="append", default=[], metavar=pair, help="a parameter")
     options = parser.parse_args(arguments)

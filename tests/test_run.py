@@ -13,7 +13,7 @@ import nbformat
 import psutil
 import pytest
 
-from psmlib.book.notebooks import Outcome, Record, metadata, staleness_key, toc_pages
+from psmlib.book.notebooks import Outcome, Run, metadata, staleness_key, toc_pages
 from psmlib.book.parameters import ParameterError, check, convert, declared, resolve
 from psmlib.machine import paths
 from psmlib.run import with_device
@@ -74,7 +74,7 @@ def test_types_come_from_the_literals_of_the_parameters_cell(tree: Path) -> None
     ("name", "value", "words"),
     [
         ("profil", "quick", ["one has no parameter 'profil'", "did you mean 'profile'", "seeds (int)"]),
-        ("profile", "huge", ["no profile 'huge'", "smoke, quick, gpu, paper"]),
+        ("profile", "huge", ["no profile 'huge'", "record, smoke, quick, gpu, night, paper"]),
         ("seeds", "many", ["seeds must be of type int, like 0, not 'many'"]),
         ("seeds", "1.5", ["seeds must be of type int", "not 1.5"]),
         ("seeds", "True", ["seeds must be of type int", "not True"]),
@@ -241,8 +241,8 @@ def test_a_run_stands_only_while_its_files_are_as_it_left_them(tree: Path) -> No
             for file in (result, executed):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text('{"a": 1}')
-            Record.of("one", "k", Outcome(1.5, ["data/results/smoke/one.json"])).save("one")
-            record = Record.load("one")
+            Run.of("one", "k", Outcome(1.5, ["data/results/smoke/one.json"])).save("one")
+            record = Run.load("one")
             assert record is not None and record.seconds == 1.5
             assert record.fresh("one", "k") and not record.fresh("one", "other")
             damage(broken)
@@ -255,9 +255,9 @@ def test_a_run_stands_only_while_its_files_are_as_it_left_them(tree: Path) -> No
      '{"key": "a", "seconds": 1, "outputs": {"a": 1}}', '{"key": ["a"], "seconds": 1}', "[" * 10000],
 )  # fmt: skip
 def test_a_damaged_record_counts_as_none(tree: Path, text: str) -> None:
-    Record.path("one").parent.mkdir(parents=True)
-    Record.path("one").write_text(text)
-    assert Record.load("one") is None
+    Run.path("one").parent.mkdir(parents=True)
+    Run.path("one").write_text(text)
+    assert Run.load("one") is None
 
 
 @pytest.mark.parametrize("name", ["../notebooks/one", "/tmp/one", "one.ipynb", "", "two/one", "a b"])

@@ -10,9 +10,9 @@ from psmlib.machine.provenance import device_name
 
 
 def joined_frame(results) -> pd.DataFrame:
-    """The rows of a `Results`, of its frame, or of a list of these, in one frame."""
+    """The rows of a `Results`, a `Record`, a frame of one, or of a list of these, in one frame."""
     many = list(results) if isinstance(results, list | tuple) else [results]
-    frames = [r.frame() if isinstance(r, Results) else r for r in many]
+    frames = [r if isinstance(r, pd.DataFrame) else r.frame() for r in many]
     return pd.concat([f for f in frames if len(f)] or frames[:1], ignore_index=True)
 
 
@@ -41,11 +41,14 @@ def cells_of(record: Mapping) -> dict:
     if exact is not None:
         line["exact"] = fmt(exact)
         line["excess"] = NOTHING if value is None else fmt(value - exact, stderr)
+    if record.get("profile"):
+        line["run"] = record["profile"]
     return line | {"budget": budget_words(record["budget"]) or NOTHING, "dataset": record["dataset"] or NOTHING}
 
 
 def _runs(results) -> list[Results]:
-    return [r for r in (results if isinstance(results, list | tuple) else [results]) if isinstance(r, Results)]
+    many = results if isinstance(results, list | tuple) else [results]
+    return [run for r in many for run in getattr(r, "runs", [r]) if isinstance(run, Results)]
 
 
 def why_missing(results, dataset: str) -> str:
@@ -55,10 +58,20 @@ def why_missing(results, dataset: str) -> str:
     return f"this run is of {', '.join(sorted(chosen))} alone" if alone else "no result in this run"
 
 
-def what_ran(results) -> str:
-    """Profile and device of the runs, for a caption."""
+def what_ran(results, frame: pd.DataFrame) -> str:
+    """Profile, device, date and commit of the runs that a frame's lines are of, for a caption."""
+    shown = set(frame["profile"]) if "profile" in frame else None
     said = {}
     for run in _runs(results):
-        device = (run.provenance or {}).get("device") or device_name(str(run.parameters.get("device", "cpu")))
-        said[f"profile {run.profile} on {device}"] = None
-    return " and ".join(said)
+        if shown is None or run.profile in shown:
+            said[run_words(run)] = None
+    return "; ".join(said)
+
+
+def run_words(run: Results) -> str:
+    """Profile, device, date and commit of a run."""
+    about = run.provenance or {}
+    device = about.get("device") or device_name(str(run.parameters.get("device", "cpu")))
+    words = [f"profile {run.profile} on {device}", about.get("date")]
+    words += [f"commit {about['commit'][:7]}"] if about.get("commit") else []
+    return ", ".join(filter(None, words))

@@ -59,15 +59,16 @@ def staleness_key(template: Path, parameters: Mapping[str, Any]) -> str:
 
     Returns:
         A hexadecimal digest of the notebook, its parameters, the source of psmlib, the lock, the data files except
-        those that notebooks write, the results of the notebooks that it names under `uses` (except its own at this
-        profile, which it writes), and the benchmarks' files if it reads them.
+        those that notebooks write, its own record and that of the notebooks that it names under `uses` (except its own
+        at this profile, which it writes), and the benchmarks' files if it reads them.
     """
     digest = hashlib.sha256(json.dumps(dict(parameters), sort_keys=True).encode())
     source = [f for f in paths.PACKAGE.rglob("*") if "__pycache__" not in f.parts]
     written = ("results", "bench", "cache")
     data = [f for f in paths.DATA.rglob("*") if f.relative_to(paths.DATA).parts[0] not in written]
-    own = paths.RESULTS / str(parameters.get("profile")) / f"{template.stem}.json"
-    used = [f for name in metadata(template).get("uses", []) for f in paths.RESULTS.glob(f"*/{name}.json") if f != own]
+    own = paths.RESULTS / str(parameters.get("profile")), template.stem
+    names = {template.stem, *metadata(template).get("uses", [])}
+    used = [f for name in sorted(names) for f in paths.RESULTS.glob(f"*/{name}.*") if (f.parent, name) != own]
     if b"bench_records" in template.read_bytes():
         used += (paths.DATA / "bench").glob("*.csv")
     for file in [template, *sorted(source), paths.LOCK, *sorted(data), *sorted(used)]:
@@ -84,7 +85,7 @@ def _content(file: Path) -> bytes:
 
 
 @dataclass
-class Record:
+class Run:
     """What is stored beside an executed notebook: its key, its run time, and the files that it wrote.
 
     Attributes:
@@ -100,10 +101,10 @@ class Record:
     def __post_init__(self):
         texts = [self.key, *self.outputs, *self.outputs.values()]
         if not all(isinstance(text, str) for text in texts) or not isinstance(self.seconds, int | float):
-            raise TypeError("no record of a run")
+            raise TypeError("not the files of a run")
 
     @classmethod
-    def of(cls, name: str, key: str, outcome: "Outcome") -> "Record":
+    def of(cls, name: str, key: str, outcome: "Outcome") -> "Run":
         """The record of a run that has just ended."""
         files = [paths.EXECUTED / f"{name}.ipynb", *(paths.OUTPUT / file for file in outcome.outputs)]
         digests = {f.relative_to(paths.OUTPUT).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
@@ -115,7 +116,7 @@ class Record:
         return paths.EXECUTED / f"{name}.key.json"
 
     @classmethod
-    def load(cls, name: str) -> "Record | None":
+    def load(cls, name: str) -> "Run | None":
         """Return the record of a notebook's last complete run, or None."""
         try:
             return cls(**json.loads(cls.path(name).read_text(encoding="utf-8")))
@@ -242,8 +243,11 @@ def _environment() -> dict[str, str]:
 
 
 def _prepare_for_the_book(output: Path, template: Path) -> None:
-    """Completes the captions, and removes the absolute paths that papermill records: the notebooks are published."""
+    """Completes the captions, and removes what is not to be published: default parameters, and papermill's paths."""
     document = json.loads(output.read_text(encoding="utf-8"))
+    tagged = [set(cell["metadata"].get("tags", [])) for cell in document["cells"]]
+    if any("injected-parameters" in tags for tags in tagged):
+        document["cells"] = [c for c, tags in zip(document["cells"], tagged, strict=True) if "parameters" not in tags]
     captions.complete(document)
     document["metadata"]["papermill"] |= {"input_path": template.name, "output_path": output.name}
     write_atomic(output, json.dumps(document, indent=1, ensure_ascii=False) + "\n")

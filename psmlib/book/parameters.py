@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import re
+import sys
 import tokenize
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import Any
 
 from psmlib.machine import paths
 
-PROFILES: tuple[str, ...] = ("smoke", "quick", "gpu", "paper")
+PROFILES: tuple[str, ...] = ("record", "smoke", "quick", "gpu", "night", "paper")
+COMPUTES = "# Compute:"  # how the cells begin that profile record leaves out
 
 
 class ParameterError(ValueError):
@@ -133,6 +135,8 @@ def resolve(template: Path, given: Mapping[str, str]) -> dict[str, Any]:
 def check(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
     """Check, inside a running notebook, the parameters that papermill or the reader has set.
 
+    At profile record the cells below that begin with `COMPUTES` are left out from here on.
+
     Args:
         notebook: Name of the notebook without its suffix, such as `"psm_toys"`.
         namespace: The notebook's `globals()`.
@@ -150,7 +154,27 @@ def check(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         _check_type(name, value, known[name])
     _check_values(values, comments(template))
+    _compute(values.get("profile") != "record")
     return values
+
+
+def leave_out(lines: list[str]) -> list[str]:
+    """The lines of a cell, or none if it computes.
+
+    Example:
+        >>> leave_out(["# Compute: the runs", "x = 1"]), leave_out(["x"])
+        ([], ['x'])
+    """
+    first = next((line for line in lines if line.strip()), "")
+    return [] if first.startswith(COMPUTES) else lines
+
+
+def _compute(wanted: bool) -> None:
+    """Lets the kernel run the cells that compute, or leave them out."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        kept = [f for f in shell.input_transformers_cleanup if f is not leave_out]
+        shell.input_transformers_cleanup[:] = kept if wanted else [*kept, leave_out]
 
 
 def comments(template: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ import pandas as pd
 from psmlib.book.cells import below_bound, cells_of, joined_frame, what_ran, why_missing
 from psmlib.book.formatting import NOTHING, fmt, interval, markdown_table, plus_minus
 from psmlib.book.paper_values import paper_value, paper_values, status
+from psmlib.book.record import STRENGTH, Record, beside
 from psmlib.book.results import Results
 from psmlib.machine import paths
 from psmlib.machine.checks import check_choice
@@ -24,7 +25,7 @@ FAMILY = (
 # fmt, interval, plus_minus, paper_value and status are handed on, because a chapter's sentences need them
 __all__ = [
     "compare", "fmt", "interval", "paper_value", "plus_minus", "sentence", "side_by_side", "status", "table",
-    "verdicts",
+    "this_run", "verdicts", "with_printed",
 ]  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def compare(
     """Displays a paper's table beside ours: a line for each of its cells, then our further cells.
 
     Args:
-        results: A `Results`, a frame of one, or a list of either.
+        results: A `Results`, the `Record` of several, a frame of one, or a list of these.
         paper, table: The paper's table.
         metric: Which of its metrics; may be left out if it has only one.
         name: Label of the table. If None, tab-<paper>-<table>.
@@ -82,13 +83,14 @@ def compare(
         raise ValueError(f"metric of {paper} {table} is {metric!r}: use one of its own ({known})")
     metric = metric or metrics[0]
     printed = printed.query("metric == @metric")
-    ours = joined_frame(results).query("paper == @paper and table == @table and metric == @metric").to_dict("records")
+    found = joined_frame(results).query("paper == @paper and table == @table and metric == @metric")
+    ours = found.to_dict("records")
     lines = []
     for cell in printed.itertuples():
-        found = [r for r in ours if (r["row"], r["column"]) == (cell.row, cell.column)]
+        same_cell = [r for r in ours if (r["row"], r["column"]) == (cell.row, cell.column)]
         same = {"row": cell.row, "column": cell.column, "printed": str(cell.printed)}
         unfilled = same | {"status": f"not run: {reason or why_missing(results, cell.dataset)}"}
-        lines += [same | cells_of(r) for r in found] or [unfilled]
+        lines += [same | cells_of(r) for r in same_cell] or [unfilled]
     cells = set(zip(printed["row"], printed["column"], strict=True))
     more = [r for r in ours if (r["row"], r["column"]) not in cells]
     for record in more + ([] if extra is None else extra.to_dict("records")):
@@ -100,18 +102,34 @@ def compare(
     titles = {
         "row": headings[0], "column": headings[1], "printed": "paper", "ours": "ours ± s.e. (seeds)",
         "exact": EXACT if bounded else "exact", "bound": "entropy", "excess": "ours less exact",
-        "dataset": "data used", "budget": "budget", "status": "status",
+        "dataset": "data used", "budget": "budget", "run": "run", "status": "status",
     }  # fmt: skip
     frame = frame.reindex(columns=list(titles)).astype(object).fillna(NOTHING)
     if set(frame["dataset"]) <= {NOTHING, *frame["row"], *frame["column"]}:
         frame["dataset"] = NOTHING  # the row or the column says it already
+    if len(set(frame["run"]) - {NOTHING}) == 1:
+        frame["run"] = NOTHING  # the caption says it
     frame = frame.drop(
-        columns=[f for f in ("exact", "bound", "excess", "dataset", "budget") if set(frame[f]) == {NOTHING}]
+        columns=[f for f in ("exact", "bound", "excess", "dataset", "budget", "run") if set(frame[f]) == {NOTHING}]
     )
     unit = printed["unit"].iloc[0]
     measured = f"{metric}{'' if unit == '1' else f' in {unit}'}{', ± one standard error' if errors else ''}"
     name = name or f"tab-{paper}-{table}".replace("_", "-")
-    _table(frame.rename(columns=titles), name, _caption(caption, [measured], results), css="psm-table psm-compare")
+    caption = _caption(caption, [measured], results, found)
+    _table(frame.rename(columns=titles), name, caption, css="psm-table psm-compare")
+
+
+def with_printed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a frame with the paper's own figures as a further column, "printed"; NaN where it has none.
+
+    Example:
+        >>> row = dict(paper="psm", table="1", row="TY", column="TPSM-C", metric="NLL")
+        >>> with_printed(pd.DataFrame([row]))["printed"].tolist()
+        [0.58]
+    """
+    fields = ["paper", "table", "row", "column", "metric"]
+    printed = paper_values().rename(columns={"value": "printed_value"})[[*fields, "printed_value"]]
+    return frame.merge(printed, on=fields, how="left").rename(columns={"printed_value": "printed"})
 
 
 def side_by_side(
@@ -123,7 +141,7 @@ def side_by_side(
     Figures below the entropy by three standard errors, which no density can be, are marked with a dagger.
 
     Args:
-        results: A `Results`, a frame of one, or a list of either.
+        results: A `Results`, the `Record` of several, a frame of one, or a list of these.
         table: Which of their tables.
         headings: Heading of the first column.
         caption: As for `table`; what was run is added to it.
@@ -143,6 +161,9 @@ def side_by_side(
         check_choice("field", field, frame.columns, of="results")
     for field, wanted in (where | {"table": table}).items():
         frame = frame[frame[field].isin([wanted] if isinstance(wanted, str | float | int) else list(wanted))]
+    if frame.empty and isinstance(results, Record):
+        sentence("Nothing is on record yet: run this chapter.")
+        return
     frame = frame.assign(_across=frame[across].agg(", ".join, axis=1) if len(frame) else "")
     twice = frame[frame.duplicated([rows, "_across"])]
     if len(twice):
@@ -156,8 +177,11 @@ def side_by_side(
         shown += "†" if below_bound(value, stderr, bound) else ""
         return f"{shown} (exact {fmt(of_exact)})" if exact and several and not pd.isna(of_exact) else shown
 
+    strongest = min(frame["profile"], key=STRENGTH.index) if "profile" in frame and len(frame) else None
     fields = frame[["value", "stderr", "exact", "bound", "status"]]
     frame["_text"] = [text(*cell) for cell in fields.itertuples(index=False)]
+    if strongest and frame["profile"].nunique() > 1:
+        frame["_text"] += ["" if p == strongest else f" *{p}*" for p in frame["profile"]]
     shown = frame.pivot(index=rows, columns="_across", values="_text")
     shown = shown.reindex(index=frame[rows].unique(), columns=known.index).fillna(NOTHING)
     titles = {"exact": EXACT if known["bound"]["nunique"].any() else "exact", "bound": "entropy"}
@@ -167,23 +191,23 @@ def side_by_side(
     marked = shown.map(lambda cell: "†" in str(cell)).any().any()
     said = ["shown ± one standard error"] if frame["stderr"].notna().any() else []
     said += ["† below the entropy: an artefact of the solver"] if marked else []
-    _table(shown.reset_index(names=headings), name or f"tab-{table}", _caption(caption, said, results))
+    _table(shown.reset_index(names=headings), name or f"tab-{table}", _caption(caption, said, results, frame))
 
 
-def _caption(caption: str, said: list[str], results) -> str:
-    """A caption with what its figures are and what was run."""
-    text = "; ".join([*said, *([what_ran(results)] if what_ran(results) else [])])
+def _caption(caption: str, said: list[str], results, frame: pd.DataFrame) -> str:
+    """A caption with what its figures are and which runs they are of."""
+    text = "; ".join([*said, *filter(None, [what_ran(results, frame)])])
     return f"{caption} {text[:1].upper()}{text[1:]}{'.' if text else ''}"
 
 
-def verdicts(results: Results, *, name: str, caption: str = "Claims and verdicts.") -> None:
+def verdicts(results: Results | Record, *, name: str, caption: str = "Claims and verdicts.") -> None:
     """Displays the claims of a notebook, each with its test, effect, verdict and evidence.
 
     What the papers claim and what we ask ourselves stand in tables of their own, the second named <name>-ours if there
     are both.
 
     Args:
-        results: Their results.
+        results: Their `Results`, or the `Record` of several.
         name, caption: As for `table`.
     """
     ours = [line for line in results.verdicts if line["paper"] == "ours"]
@@ -193,9 +217,35 @@ def verdicts(results: Results, *, name: str, caption: str = "Claims and verdicts
         if lines:
             frame = pd.DataFrame([_verdict(line) for line in lines]).dropna(axis="columns", how="all")
             said = f"{caption} {'Our own questions' if own else 'What the paper claims'}." if both else caption
+            if "run" in frame and frame["run"].nunique() == 1:
+                said += f" Profile {frame.pop('run').iloc[0]}."
             said += f" {FAMILY}" if any(line.get("p") is not None for line in lines) else ""
             label = f"{name}-ours" if both and own else name
             table(frame, label, said, "l" * frame.shape[1], css="psm-table psm-verdicts")
+
+
+def this_run(results: Results, record: Record, *, name: str) -> None:
+    """Displays the figures of a run beside those on record, at the same budget or a larger one, cell by cell.
+
+    Args:
+        results: The run.
+        record: What was on record.
+        name: Label of the table.
+    """
+    frame = beside(results, record)
+    if frame.empty:
+        sentence("No stronger run is on record: this one is what the tables will show.")
+        return
+    lines = []
+    for row in frame.to_dict("records"):
+        cell = " / ".join(dict.fromkeys(row[field] for field in ("row", "column", "metric")))
+        line = {"table": row["table"], "cell": cell, "this run": fmt(row["value"], row["stderr"])}
+        line["on record"] = fmt(row["recorded"], row["recorded_stderr"])
+        lines.append(line | {"of": row["recorded_profile"], "agreement": row["agreement"]})
+    odd = sum("no" in line["agreement"] for line in lines)
+    caption = f"This run, of profile {results.profile}, beside the record. "
+    caption += f"{odd} of {len(lines)} cells disagree at the same budget." if odd else ""
+    table(lines, name, caption, css="psm-table psm-record")
 
 
 def _verdict(line: Mapping) -> dict[str, str | None]:
@@ -211,7 +261,7 @@ def _verdict(line: Mapping) -> dict[str, str | None]:
         effect = f"{parts[0]}{unit}" if None in ends else f"{parts[0]} [{parts[1]}, {parts[2]}]{unit}"
     return {
         "claim": f"{line['claim']}{where}{quote}", "test": line["test"], "gain [95 %]": effect,
-        "verdict": f"**{line['verdict']}**", "evidence": line["evidence"] or None,
+        "verdict": f"**{line['verdict']}**", "run": line.get("profile"), "evidence": line["evidence"] or None,
     }  # fmt: skip
 
 

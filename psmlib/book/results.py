@@ -1,12 +1,15 @@
-"""Results of a notebook: a row for each table cell, a verdict for each claim, and their provenance."""
+"""Results of a notebook: a row for each table cell, a verdict for each claim, arrays of pictures, and provenance."""
 
 import copy
+import datetime
 import hashlib
+import io
 import json
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -17,9 +20,14 @@ import torch
 from psmlib.book.formatting import ROUNDING, value_and_error
 from psmlib.machine import paths
 from psmlib.machine.checks import check_choice
+from psmlib.machine.deadline import Unfinished
 from psmlib.machine.files import DAMAGED, read_text, write_atomic
+from psmlib.machine.parallel import parallel_map
 from psmlib.machine.provenance import device_name, git_state, peak_gpu_memory, peak_memory, source_hash, versions
 from psmlib.standard_errors import Estimate, estimate, holm
+
+FORMAT = 1
+"""Version of the files, stored in each; raise it when files of an earlier version can no longer be read."""
 
 PAPERS = ("psm", "diffusion_time", "high_precision", "aligner", "multistage", "ours")
 STATUSES = ("reproduced", "within_noise", "differs", "scaled_down", "computed", "needs_data", "not_run")
@@ -32,6 +40,7 @@ CLAIM = (
     "claim", "test", "verdict", "evidence", "paper", "section", "quote", "gain", "low", "high", "p", "unit", "n",
     "n_seeds",
 )  # fmt: skip
+ARRAYS = 2**20  # bytes that the arrays of a notebook may take on the disk
 LEARNED = 3.0  # by how many standard errors a model must beat the model-free baseline to be judged at all
 
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[\w.@+~-]+/)+")
@@ -42,7 +51,7 @@ class Results:
 
     Args:
         notebook: The notebook's name without its ending, such as "psm_toys".
-        profile: The budget it ran under: smoke, quick, gpu or paper.
+        profile: The budget it ran under: smoke, quick, gpu, night or paper.
         parameters: The notebook's parameters, as JSON can hold them.
         seeds: The seeds that were used. If None, the `seeds` parameter as it was given.
         rows: Defaults for the fields of :meth:`add`. Without them a row has paper "ours", status "scaled_down" and one
@@ -77,6 +86,8 @@ class Results:
         self.provenance: dict | None = None  # set once saved or loaded
         self._claims: list[dict] = []
         self._rows: dict[tuple[str, ...], dict] = {}
+        self._arrays: dict[str, np.ndarray] = {}
+        self._unfinished: list[dict] = []
         self._shared = DEFAULTS | _known(rows or {}, FIELDS, "rows")
         self._data: dict[str, str] = {}
         self._start = time.perf_counter()
@@ -88,6 +99,67 @@ class Results:
     def __repr__(self) -> str:
         return f"Results({self.notebook!r}, {self.profile!r}, {len(self)} rows)"
 
+    def run(self, job: Callable, keys: Iterable[tuple], **settings) -> dict[tuple, object]:
+        """Calls job(*key) for each key in parallel and returns the results by key.
+
+        A job that a deadline ended (:mod:`psmlib.machine.deadline`) is left out, and named in the provenance.
+
+        Args:
+            job: A function; it may be defined in a notebook.
+            keys: Tuples of arguments; put the longest job first.
+            **settings: Of :func:`psmlib.machine.parallel.parallel_map`.
+
+        Example:
+            >>> Results("x", "smoke").run(pow, [(2, 3), (3, 2)], workers=1)
+            {(2, 3): 8, (3, 2): 9}
+        """
+        keys = list(keys)
+        found = dict(zip(keys, parallel_map(job, keys, **settings), strict=True))
+        for key, value in found.items():
+            if isinstance(value, Unfinished):
+                job = " ".join(map(str, key))
+                self._unfinished.append({"job": job, "done": str(value), "seconds_left": value.left})
+        return {key: value for key, value in found.items() if not isinstance(value, Unfinished)}
+
+    def keep(self, name: str, array) -> None:
+        """Keeps an array for a picture: curves, an image of a density, points.
+
+        It is stored in single precision at most, in data/results/<profile>/<notebook>.npz, which may have one MiB.
+
+        Args:
+            name: What :meth:`array` is asked for.
+            array: Numbers, as an array, a tensor or nested lists.
+
+        Raises:
+            ValueError: when the name is taken, or the array holds no numbers.
+
+        Example:
+            >>> results = Results("x", "smoke")
+            >>> results.keep("density, TY", torch.zeros(2, 2, dtype=torch.float64))
+            >>> results.array("density, TY").dtype
+            dtype('float32')
+        """
+        self._writable()
+        held = np.array(array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array)
+        if held.dtype.kind not in "fiub":
+            raise ValueError(f"array {name!r} is of type {held.dtype}: give numbers")
+        if name in self._arrays:
+            raise ValueError(f"there is an array {name!r} already: name another, or drop one of the two")
+        self._arrays[name] = held.astype(np.float32) if held.dtype.itemsize > 4 else held
+
+    def array(self, name: str) -> np.ndarray:
+        """An array that was kept.
+
+        Raises:
+            KeyError: when there is none of that name.
+        """
+        return self._arrays[name]
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The names of the arrays that were kept."""
+        return tuple(self._arrays)
+
     def part(self, **rows) -> Self:
         """The same results, with these fields as defaults for rows added through it.
 
@@ -98,7 +170,7 @@ class Results:
             >>> len(results)
             1
         """
-        part = copy.copy(self)  # shares the rows and the verdicts
+        part = copy.copy(self)  # shares the rows, the verdicts and the arrays
         part._shared = self._shared | _known(rows, FIELDS, "part")
         return part
 
@@ -230,26 +302,38 @@ class Results:
         return frame.astype({name: float for name in ("value", "stderr", "exact", "bound")})
 
     def save(self) -> Path:
-        """Writes data/results/<profile>/<notebook>.json in one step, and returns where it is.
+        """Writes data/results/<profile>/<notebook>.json, with the arrays beside it, and returns where it is.
 
         Raises:
-            ValueError: when these results were read from disk: they keep the provenance of their own run.
+            ValueError: when these results were read from disk, since they keep the provenance of their own run, or the
+                arrays take too much room.
         """
         self._writable()
+        arrays = _packed(self._arrays)
+        if len(arrays) > ARRAYS:
+            largest = max(self._arrays, key=lambda name: self._arrays[name].nbytes)
+            raise ValueError(
+                f"the arrays of {self.notebook} take {len(arrays):,} bytes of {ARRAYS:,}: keep fewer or coarser ones, "
+                f"the largest being {largest!r}"
+            )
         document = {"provenance": self._provenance(), "rows": list(self._rows.values()), "verdicts": self.verdicts}
         document = _portable(document)
         self.provenance = document["provenance"]
+        document["provenance"]["arrays_sha256"] = hashlib.sha256(arrays).hexdigest() if self._arrays else None
         text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        if self._arrays:
+            write_atomic(_path(self.profile, self.notebook, "npz"), arrays)
         return write_atomic(_path(self.profile, self.notebook), text + "\n")
 
     def _provenance(self) -> dict:
         device = str(self.parameters.get("device", "cpu"))
         return {
+            "format": FORMAT, "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "notebook": self.notebook, "profile": self.profile, "parameters": self.parameters, "seeds": self.seeds,
             **git_state(), "device": device_name(device), "threads": torch.get_num_threads(), "versions": versions(),
             "wall_seconds": round(time.perf_counter() - self._start, 2),
             "peak_memory_mib": peak_memory(), "peak_gpu_memory_mib": peak_gpu_memory(device),
-            "data_sha256": self._data, "source_sha256": source_hash(self.notebook),
+            "unfinished": self._unfinished, "data_sha256": self._data, "source_sha256": source_hash(self.notebook),
         }  # fmt: skip
 
 
@@ -266,6 +350,9 @@ def load(profile: str, notebook: str) -> Results:
     again = f"run python -m psmlib.run notebook {notebook} --profile {profile}"
     try:
         document = json.loads(read_text(path))
+        version = document["provenance"].get("format", FORMAT)  # files of older runs have none
+        if version != FORMAT:
+            raise ValueError(f"its format is {version!r}, this psmlib reads {FORMAT}")
         for row in document["rows"]:
             results.add(**row | {"n_seeds": row["n_seeds"] or 1})
         for verdict in document.get("verdicts", []):  # files of older runs have none
@@ -273,6 +360,7 @@ def load(profile: str, notebook: str) -> Results:
         results.provenance = dict(document["provenance"])
         results.parameters = dict(results.provenance["parameters"])
         results.seeds = results.provenance["seeds"]
+        results._arrays = _unpacked(profile, notebook, results.provenance.get("arrays_sha256"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{where} is not there: {again}") from None
     except DAMAGED as error:
@@ -282,8 +370,30 @@ def load(profile: str, notebook: str) -> Results:
     return results
 
 
-def _path(profile: str, notebook: str) -> Path:
-    return paths.RESULTS / profile / f"{notebook}.json"
+def _path(profile: str, notebook: str, ending: str = "json") -> Path:
+    return paths.RESULTS / profile / f"{notebook}.{ending}"
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The arrays as the content of a compressed npz file."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+def _unpacked(profile: str, notebook: str, digest: str | None) -> dict[str, np.ndarray]:
+    """The arrays of a run from their file, if it is as the run left it."""
+    if digest is None:
+        return {}
+    path = _path(profile, notebook, "npz")
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError(f"{path.name} is not as the run left it")
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path.name} cannot be read ({error})") from None
 
 
 def _cell(paper: str, table: str, row: str, column: str, metric: str, dataset: str) -> str:

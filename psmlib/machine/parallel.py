@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import joblib
 import torch
 
+from psmlib.machine.deadline import Unfinished
 from psmlib.machine.progress import bar
 
 # joblib replaces a worker whose memory has grown and gives its jobs to another; nothing is lost
@@ -48,13 +49,22 @@ def threads(workers: int | None = None) -> Iterator[ThreadPoolExecutor]:
 def _with_one_thread(f: Callable, job: tuple):
     """Runs one job with one thread."""
     torch.set_num_threads(1)
-    return f(*job)
+    return _unless_late(f, job)
+
+
+def _unless_late(f: Callable, job: tuple):
+    try:
+        return f(*job)
+    except Unfinished as unfinished:
+        return unfinished
 
 
 def parallel_map(
     f: Callable, jobs: Iterable[tuple], *, device: str = "cpu", label: str = "", workers: int | None = None
 ) -> list:
     """Calls f(*job) for each job in parallel processes and returns the results in the order of the jobs.
+
+    A job that ends at a deadline gives its :class:`psmlib.machine.deadline.Unfinished` as its result.
 
     Args:
         f: A function; it may be defined in a notebook.
@@ -70,6 +80,6 @@ def parallel_map(
     jobs = list(jobs)
     workers = min(workers or int(os.environ.get("PSMLIB_WORKERS", 0)) or cores(), len(jobs) or 1)
     if not device.startswith("cpu") or workers == 1:
-        return [f(*job) for job in bar(jobs, label=label)]
+        return [_unless_late(f, job) for job in bar(jobs, label=label)]
     run = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1)
     return list(bar(run(joblib.delayed(_with_one_thread)(f, job) for job in jobs), total=len(jobs), label=label))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from psmlib.machine.checks import check_count
+from psmlib.machine.deadline import Unfinished, late
 
 CHUNK = 50
 """Updates between two looks at the losses; random numbers are drawn a chunk at a time."""
@@ -48,13 +49,14 @@ def guarded(
         size: Number of networks, K.
         blame: The sentence of the error, from (network, loss, updates before the chunk, after it).
         save: Writes the state, after so many updates and seconds.
-        save_every: Updates between two calls of ``save``; the last state is always saved.
+        save_every: Updates between two calls of ``save``; the last state is always saved, and that at a deadline.
         chunk: Updates between two looks at the losses.
         spent: Seconds that the updates done before took.
 
     Raises:
         ValueError: when ``save_every`` is not positive.
         FloatingPointError: when a loss is not finite.
+        Unfinished: at a deadline (:mod:`psmlib.machine.deadline`), if there is a ``save``.
 
     Example:
         >>> [progress.update for progress in guarded(lambda done, n: torch.ones(1), [], updates=60, blame=str)]
@@ -64,6 +66,8 @@ def guarded(
     began = time.perf_counter() - spent
     if done >= updates:
         yield Progress(done, updates, torch.full((size,), torch.nan), spent)
+    elif save is not None and late():  # only what can go on later ends at a deadline
+        raise Unfinished(done, updates, spent)
     while done < updates:
         # a chunk of random numbers is never left half used, wherever the run was stopped
         n = min(chunk - done % chunk, updates - done)
@@ -75,6 +79,9 @@ def guarded(
             bad = int((~loss.isfinite()).nonzero()[0])
             raise FloatingPointError(blame(bad, float(loss[bad]), done, done + n))
         done += n
-        if save is not None and (done % save_every < chunk or done == updates):
-            save(done, time.perf_counter() - began)
+        seconds, ends = time.perf_counter() - began, save is not None and late()
+        if save is not None and (done % save_every < chunk or done == updates or ends):
+            save(done, seconds)
         yield Progress(done, updates, loss, time.perf_counter() - began)
+        if ends and done < updates:
+            raise Unfinished(done, updates, seconds)

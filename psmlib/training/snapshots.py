@@ -14,6 +14,9 @@ from psmlib.training.guarded import CHUNK
 from psmlib.training.loop import fit
 from psmlib.training.recipe import Recipe
 
+SAVED = 10_000
+"""Updates, of all networks together, between two writings of the running state: some ten seconds on a core."""
+
 
 @dataclass(frozen=True)
 class Snapshots:
@@ -63,12 +66,14 @@ def train(
         process: Likewise.
         partition: Likewise.
         stops: Numbers of updates per network, multiples of 50 but for the last.
-        folder: Where snapshots and the running state are kept; a later call goes on from there.
+        folder: Where snapshots and the running state are kept; a later call goes on from there. Without it, training
+            does not end at a deadline.
         **settings: Passed on to ``fit``.
 
     Raises:
         ValueError: when a stop before the last is not a multiple of 50, or a file in ``folder`` is of a run with other
             settings.
+        Unfinished: at a deadline (:mod:`psmlib.machine.deadline`), once the state is kept.
 
     Example:
         >>> from psmlib.bank.mlp_bank import Bank
@@ -91,7 +96,9 @@ def train(
     if not missing:
         return _in_order(kept, stops)
     path = None if folder is None else folder / "running.safetensors"
-    how = dict(updates=stops[-1], path=path, resume=_before(path, missing[0], made_by)) | settings
+    resume = _before(path, missing[0], made_by)
+    often = dict(save_every=max(CHUNK, SAVED // len(bank)))
+    how = dict(updates=stops[-1], path=path, resume=resume) | often | settings
     for progress in fit(bank, data, process, partition, **how):
         stop = progress.update
         if stop in missing:

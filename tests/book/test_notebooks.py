@@ -91,7 +91,7 @@ def test_it_checks_its_parameters(path: Path) -> None:
 @every
 def test_its_psmlib_metadata_is_well_formed(path: Path) -> None:
     about = metadata(path)
-    assert set(about) <= {"title", "tables", "uses"}
+    assert set(about) <= {"title", "tables", "uses", "night"}
     assert about["title"].strip() and isinstance(about["tables"], list)
     printed = set(zip(paper_values()["paper"], paper_values()["table"], strict=True))
     for entry in about["tables"]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from psmlib.book.plots.look import DPI_DENSE, WIDTH, as_array, finish, new_axes
+from psmlib.book.plots.look import DPI_DENSE, WIDTH, as_array, finish, new_axes, nothing
 
 
 def image_rows(
@@ -23,6 +23,8 @@ def image_rows(
     Raises:
         ValueError: when rows are not of equal length, or have another shape.
     """
+    if not rows:
+        return nothing()
     shown = {name: np.clip(as_array(images), 0, 1) for name, images in rows.items()}
     lengths = {len(images) for images in shown.values()}
     for name, images in shown.items():

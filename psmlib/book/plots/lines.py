@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from psmlib.book.plots.look import EXACT_COLOUR, METHOD_COLOURS, WIDTH, as_array, colours, finish, new_axes
+from psmlib.book.plots.look import EXACT_COLOUR, METHOD_COLOURS, WIDTH, as_array, colours, finish, new_axes, nothing
 
 LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -32,7 +32,7 @@ def bars(
     """
     names, panels = list(dict.fromkeys(frame[method])), frame.groupby(panel, sort=False)
     if not names:
-        raise ValueError("bars got a frame without rows: choose results that were added")
+        return nothing()
     figure, axes = new_axes(1, len(panels), (WIDTH, 1.7 + 0.32 * len(names)), sharey=True)
     shape, hues = dict(zip(names, distinct(names, MARKERS), strict=True)), colours(names)
     for ax, (title, part) in zip(axes[0], panels, strict=True):
@@ -84,6 +84,8 @@ def curves(
         exact_label: What the dashed line is called.
     """
     x = as_array(x)
+    if not lines:
+        return nothing()
     figure, [[ax]] = new_axes(1, 1, (WIDTH, 4.2))
     ax.set(xscale="log" if logx else "linear", yscale="log" if logy else "linear")
     if exact is not None:

@@ -111,6 +111,14 @@ def new_axes(rows: int, columns: int, size: tuple[float, float], **options) -> t
     return figure, axes
 
 
+def nothing() -> Figure:
+    """A strip that says that nothing is on record yet, for a picture of the record without any of its arrays."""
+    figure, [[ax]] = new_axes(1, 1, (WIDTH, 0.8))
+    ax.axis("off")
+    ax.text(0.5, 0.5, "Nothing is on record yet: run this chapter.", ha="center", va="center", color="0.4")
+    return finish(figure, "")
+
+
 def finish(figure: _CaptionedFigure, caption: str, dpi: int = DPI_LINES) -> _CaptionedFigure:
     """Sets the resolution and says what was run: in the caption of the book, else under the picture.
 

@@ -8,7 +8,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from psmlib.book.plots.lines import MARKERS, distinct, label_decades
-from psmlib.book.plots.look import DPI_DENSE, WIDTH, colours, finish, new_axes
+from psmlib.book.plots.look import DPI_DENSE, WIDTH, colours, finish, new_axes, nothing
 from psmlib.book.plots.plane import BAR, image_panels, square
 
 
@@ -27,6 +27,8 @@ def map_row(
         ends: Both ends of the scale. If None, the 1 % and 99 % quantiles of all panels.
         logarithmic: Whether the scale is; values that are not positive get its lower end.
     """
+    if not panels:
+        return nothing()
     values = {title: square(panel) for title, panel in panels.items()}
     every = np.concatenate([v[np.isfinite(v)] for v in values.values()] or [np.ones(1)])
     every = every[every > 0] if logarithmic else every
@@ -55,7 +57,7 @@ def pairs(
     """
     names, titles = list(dict.fromkeys(frame[method])), list(dict.fromkeys(frame[panel]))
     if not names:
-        raise ValueError("pairs got a frame without rows: choose runs that were made")
+        return nothing()
     figure, axes = new_axes(1, len(titles), (WIDTH, 4.4), sharex=True, sharey=True)
     hues, shapes = colours(names), dict(zip(names, distinct(names, MARKERS), strict=True))
     for title, ax in zip(titles, axes[0], strict=True):

@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from psmlib.book.plots.look import DPI_DENSE, WIDTH, as_array, colours, finish, new_axes
+from psmlib.book.plots.look import DPI_DENSE, WIDTH, as_array, colours, finish, new_axes, nothing
 
 BAR = dict(shrink=0.8, aspect=25, pad=0.02)  # the shape of a colour bar
 
@@ -56,6 +56,8 @@ def density_row(
         per_row: Panels in a row; more go below.
         vmax: Density at the top of the scale. If None, the highest 99.8 % quantile of the panels.
     """
+    if not panels:
+        return nothing()
     densities = {title: np.exp(square(panel)) for title, panel in panels.items()}
     norm = Normalize(0.0, _top(densities.values()) if vmax is None else vmax)
     figure, axes = image_panels(densities, extent, per_row, norm=norm, cmap="magma", interpolation="nearest")
@@ -75,6 +77,8 @@ def scatter_row(
         per_row: Panels in a row; more go below.
         limit: Show at most this many points, the first ones.
     """
+    if not samples:
+        return nothing()
     figure, axes = panels_of(list(samples), extent, per_row)
     x0, x1, y0, y1 = extent
     hues = colours(samples)

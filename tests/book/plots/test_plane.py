@@ -59,8 +59,8 @@ def test_panels_wrap_and_bad_shapes_are_refused():
     for shape in ((7,), (2, 8), (2, 2, 4)):
         with pytest.raises(ValueError, match=r"shape \(.*\) are no square: evaluate them at the points of grid"):
             plots.density_row({"a": torch.zeros(shape)}, extent)
-    with pytest.raises(ValueError, match="at least one"):
-        plots.density_row({}, extent)
+    for empty in (plots.density_row({}, extent), plots.scatter_row({}, extent)):
+        assert "Nothing is on record" in empty.axes[0].texts[0].get_text()
 
 
 def test_samples_say_how_many_are_shown_and_lost():
