@@ -18,8 +18,9 @@ from torch import Tensor
 
 from psmlib.bank.mlp_bank import Bank
 from psmlib.kernels import fused_updates
-from psmlib.kernels.bank_mlp import BankMLP
 from psmlib.kernels.bank_updates import BankUpdates, adam_rates
+from psmlib.kernels.column_mlp import network_for
+from psmlib.kernels.products import one_thread
 from psmlib.training.batches import mlp_batch
 from psmlib.training.counter_batches import CounterBatches, from_words
 from psmlib.training.guarded import CHUNK
@@ -85,11 +86,13 @@ class MLPSteps(Steps):
                 )  # fmt: skip
             return self._updates.run(inputs, targets, adam_rates(self.recipe.rate, done, n), weights)
         params, grads, moments, rate = self.bank.params[part], grad[part], moments.part(part), self.recipe.rate
-        work, total = BankMLP(self.bank.widths, inputs[0]), params.new_zeros(len(params))
-        for i in range(n):
-            total += work.gradient(params, inputs[i], targets[i], grads, None if weights is None else weights[i])
-            moments.step(params, grads, lr=rate(done + i), count=done + i + 1)
-            average_in(average, self.bank, self.recipe.ema, part)
+        work, total = network_for(self.bank.widths, inputs[0]), params.new_zeros(len(params))
+        inputs, targets = (v.mT.contiguous().mT for v in (inputs, targets))  # points are columns there
+        with one_thread():
+            for i in range(n):
+                total += work.gradient(params, inputs[i], targets[i], grads, None if weights is None else weights[i])
+                moments.step(params, grads, lr=rate(done + i), count=done + i + 1)
+                average_in(average, self.bank, self.recipe.ema, part)
         return total / n
 
     def batches(self, part: slice, done: int, n: int) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from psmlib.kernels.bank_updates import adam_rate, adam_step
+from psmlib.kernels.bank_updates import BETA1, BETA2, EPS, adam_rate, adam_step
 
 
 class Adam:
@@ -37,7 +38,30 @@ class Adam:
 
     def step(self, params: Tensor, grad: Tensor, *, lr: float, count: int) -> None:
         """Moves ``params`` by one step; ``count`` starts at 1. ``grad`` is overwritten."""
-        adam_step(params, grad, self.state["mean"], self.state["square"], adam_rate(lr, count))
+        tensors = params, grad, self.state["mean"], self.state["square"]
+        if params.device.type == "cpu" and has_one_pass():
+            _one_pass(*tensors, lr, count)
+        else:
+            adam_step(*tensors, adam_rate(lr, count))
+
+
+def _one_pass(params: Tensor, grad: Tensor, mean: Tensor, square: Tensor, lr: float, count: int) -> None:
+    """The step by an operator that torch's own Adam has under ``fused=True``: one pass where ours are seven."""
+    lists, how = ([tensor] for tensor in (params, grad, mean, square)), {"weight_decay": 0.0, "amsgrad": False}
+    how |= {"lr": lr, "beta1": BETA1, "beta2": BETA2, "eps": EPS, "maximize": False}
+    torch._fused_adam_(*lists, [], [torch.tensor(float(count))], **how)
+
+
+@cache
+def has_one_pass() -> bool:
+    """Whether this torch has that operator, which is private, as we know it: it is tried on a few numbers."""
+    found, wanted = (list(torch.arange(1.0, 13.0).view(4, 1, 3).unbind()) for _ in range(2))
+    adam_step(*wanted, adam_rate(0.1, 3))
+    try:
+        _one_pass(*found, 0.1, 3)
+    except (AttributeError, TypeError, RuntimeError):
+        return False
+    return all(torch.allclose(found[i], wanted[i], rtol=1e-5) for i in (0, 2, 3))
 
 
 class Soap(Adam):
