@@ -6,6 +6,7 @@ and the package's own files, and included by hand-written pages.
 
 import ast
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +16,8 @@ import pandas as pd
 
 from psmlib.book.formatting import NOTHING, fmt, markdown_table
 from psmlib.book.notebooks import metadata
-from psmlib.book.paper_values import paper_values
-from psmlib.book.parameters import PROFILES
-from psmlib.book.results import load
+from psmlib.book.paper_values import exhibits, paper_values
+from psmlib.book.record import STRENGTH, read
 from psmlib.data.archives import registry
 from psmlib.machine import paths
 from psmlib.machine.files import write_atomic
@@ -46,7 +46,8 @@ def write() -> list[str]:
     Returns:
         Their file names below `book/_generated/`.
     """
-    texts = {"rerun.md": rerun(), "counts.md": counts(), "cells.md": paper_cells(), "api.md": api()}
+    texts = {"rerun.md": rerun(), "counts.md": counts(), "cells.md": paper_cells(), "coverage.md": coverage()}
+    texts["api.md"] = api()
     for name, text in texts.items():
         write_atomic(paths.GENERATED / name, text)
     return list(texts)
@@ -106,6 +107,45 @@ def paper_cells() -> str:
     return "\n".join(parts)
 
 
+def coverage() -> str:
+    """Return the page that says of each table and figure of the papers what there is of it here, or why nothing."""
+    compared, what, made_by = _compared_tables(), descriptions() | exhibits(), reproduced_by()
+    covered, parts = {paper for paper, _ in made_by}, []
+    for paper, title in PAPER_TITLES.items():
+        lines = []
+        for key in sorted((key for key in what if key[0] == paper), key=lambda key: _order(key[1])):
+            name = made_by.get(key)
+            missing = "no chapter covers it" if paper in covered else "this paper has no chapter yet"
+            line = {"": _label(key[1]), "Shows": what[key]}
+            line["Chapter"] = f"{{doc}}`/_executed/{name}`" if name else f"not yet: {missing}"
+            lines.append(line | _covered(compared.get(key, [])))
+        caption = f"Coverage of {{cite}}`{paper}`"
+        parts.append(f"## {title}\n\n" + _table(f"coverage-{paper}".replace("_", "-"), caption, lines, "psm-record"))
+    return "\n".join(parts)
+
+
+def _order(table: str) -> tuple[bool, int]:
+    return table.startswith("fig"), int(re.search(r"\d+", table)[0])
+
+
+def _covered(lines: list[dict[str, str]]) -> dict[str, str]:
+    """Return how many numbers of a table have a value here, by status and budget, and why the others have none."""
+    if not lines:
+        return dict.fromkeys(("Numbers", "With a value", "By status", "By budget", "Empty because"), NOTHING)
+    filled = [line for line in lines if line["Ours"] != NOTHING]
+    empty = [line["Status"].partition(": ")[2] for line in lines if line["Ours"] == NOTHING]
+
+    def counted(words: list[str]) -> str:
+        return "; ".join(f"{word}: {n}" for word, n in Counter(words).most_common()) or NOTHING
+
+    return {
+        "Numbers": str(len(lines)), "With a value": str(len(filled)),
+        "By status": counted([_status(line) for line in filled]),
+        "By budget": counted([re.search(r"\((\w+), n = ", line["Ours"])[1] for line in filled]),
+        "Empty because": "; ".join(f"{n} x {why}" for why, n in Counter(empty).most_common()) or NOTHING,
+    }  # fmt: skip
+
+
 def api() -> str:
     """Return the list of public modules by package, for autodoc; packages that `ROOMS` lacks come last."""
     package = paths.PACKAGE
@@ -126,15 +166,25 @@ def _module(path: Path) -> str:
 
 
 def _ours() -> dict[tuple[str, ...], dict[str, Any]]:
-    """Return our result for each cell, from the run with the largest budget."""
+    """Return our result for each cell, from the run with the largest budget that has a value.
+
+    Results of a chapter that there is no longer are left out with a warning.
+    """
     found: dict[tuple[str, ...], dict[str, Any]] = {}
-    for profile in PROFILES:  # small budgets first, so that larger ones replace them
-        for file in sorted((paths.RESULTS / profile).glob("*.json")):
-            for row in load(profile, file.stem).frame().to_dict("records"):
-                key = tuple(row[name] for name in _IDENTITY)
-                if not pd.isna(row["value"]) or key not in found:
-                    found[key] = row | {"profile": profile}
+    names = {file.stem for profile in STRENGTH for file in (paths.RESULTS / profile).glob("*.json")}
+    for name in sorted(names):
+        if not (paths.NOTEBOOKS / f"{name}.ipynb").is_file():
+            warnings.warn(f"results of {name} are on record, but there is no such chapter: delete them", stacklevel=2)
+            continue
+        for row in read(name).frame().to_dict("records"):
+            key = tuple(row[field] for field in _IDENTITY)
+            if key not in found or _rank(row) < _rank(found[key]):
+                found[key] = row
     return found
+
+
+def _rank(row: Mapping[str, Any]) -> tuple[bool, int]:
+    return pd.isna(row["value"]), STRENGTH.index(row["profile"])
 
 
 def _compared_tables() -> dict[tuple[str, str], list[dict[str, str]]]:

@@ -72,16 +72,35 @@ def paper_values() -> pd.DataFrame:
     return _read_values(paths.PAPER_VALUES).copy()
 
 
+def exhibits() -> dict[tuple[str, str], str]:
+    """What each table without results and each figure of the papers shows, by paper and name, such as "fig2".
+
+    Example:
+        >>> exhibits()["psm", "fig1"]
+        'a network for all times, and one per time'
+    """
+    return {(item["paper"], item["name"]): item["what"] for item in _read(paths.PAPER_VALUES)["exhibit"]}
+
+
 @functools.cache
-def _read_values(path: Path) -> pd.DataFrame:
+def _read(path: Path) -> dict:
     try:
         document = tomllib.loads(read_text(path), parse_float=Printed)
-        cells, count = document["cell"], document["count"]
-        whole = len(cells) == count and all(isinstance(c["value"], int | float) for c in cells)
+        cells, shown = document["cell"], document["exhibit"]
+        counts = {"numbers": (len(cells), document["count"]), "exhibits": (len(shown), document["exhibits"])}
+        whole = all(isinstance(c["value"], int | float) for c in cells)
+        whole = whole and all(isinstance(item[k], str) for item in shown for k in ("paper", "name", "what"))
     except DAMAGED as error:
         raise ValueError(f"{path.name} cannot be read ({error}): restore it from the repository") from None
-    if not whole:
-        raise ValueError(f"{path.name} has {len(cells)} numbers where it names {count}: restore it from the repository")
+    for what, (found, named) in counts.items():
+        if found != named or not whole:
+            raise ValueError(f"{path.name} has {found} {what} where it names {named}: restore it from the repository")
+    return document
+
+
+@functools.cache
+def _read_values(path: Path) -> pd.DataFrame:
+    cells = _read(path)["cell"]
     printed = [c["value"] if isinstance(c["value"], Printed) else Printed(str(c["value"])) for c in cells]
     values = pd.DataFrame(cells).astype({"value": float})
     return values.assign(printed=pd.Series(printed, dtype=object))

@@ -1,12 +1,14 @@
 """Generated pages, made from the papers' numbers, the results and the notebooks' metadata."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from psmlib.book import pages
-from psmlib.book.paper_values import paper_values
+from psmlib.book.formatting import NOTHING
+from psmlib.book.paper_values import exhibits, paper_values
 from psmlib.book.results import Results
 from psmlib.machine import paths
 
@@ -86,6 +88,7 @@ def test_a_data_set_that_is_not_shipped_has_a_command(tree: Path, dataset: str, 
 
 
 def test_the_largest_budget_is_shown(tree: Path) -> None:
+    claim(tree, "toys")
     result("smoke", 0.9, "scaled_down")
     assert line(pages.paper_cells()).endswith("| 0.900 ± 0.004 (smoke, n = 3) | 0.477 | scaled down |")
     result("gpu", 0.6, "within_noise")
@@ -99,8 +102,29 @@ def test_the_statuses_of_all_numbers_are_counted(tree: Path) -> None:
     total = len(paper_values())
     assert pages.counts().startswith(f"The five papers print {total} numbers ")
     assert pages.counts().endswith(f": {total} *not yet*.\n")
+    claim(tree, "toys")
     result("quick", 0.7, "scaled_down")
     assert f": 1 *scaled down* and {total - 1} *not yet*.\n" in pages.counts()
+
+
+def test_results_of_a_chapter_that_is_gone_are_left_out_with_a_warning(tree: Path) -> None:
+    result("quick", 0.7, "scaled_down")
+    with pytest.warns(UserWarning, match="results of toys are on record, but there is no such chapter: delete them"):
+        assert f": {len(paper_values())} *not yet*.\n" in pages.counts()
+
+
+def test_every_table_and_figure_is_covered_or_has_a_reason(tree: Path) -> None:
+    claim(tree, "toys", "psm 1", "psm fig2")
+    result("night", 0.64, "scaled_down")
+    lines = [[cell.strip() for cell in x.split("|")[1:-1]] for x in pages.coverage().splitlines() if x.startswith("|")]
+    (table,) = (x for x in lines if x[0] == "Table 1" and x[1].startswith("test NLL on 2-D toys"))
+    assert table[2:7] == ["{doc}`/_executed/toys`", "24", "1", "scaled down: 1", "night: 1"]
+    toys = "{doc}`/_executed/toys`"
+    assert table[7] == f"16 x {toys} does not measure it; 7 x at no budget so far has {toys} measured it"
+    (figure,) = (x for x in lines if x[:2] == ["Figure 2", exhibits()["psm", "fig2"]])
+    assert figure[2] == "{doc}`/_executed/toys`" and set(figure[3:]) == {NOTHING}
+    named = [x for x in lines if re.match(r"(Table|Figure) \d+", x[0])]
+    assert len(named) == len(pages.descriptions()) + len(exhibits())
 
 
 def test_all_pages_are_written(tree: Path) -> None:
