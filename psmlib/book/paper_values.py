@@ -134,8 +134,8 @@ def paper_value(paper: str, table: str, row: str, column: str, metric: str) -> P
     return frame["printed"].iloc[0]
 
 
-def status(figure, profile: str, printed: Printed | None) -> str:
-    """The status of a result; only a run at the paper's own settings is compared with the paper's printed value.
+def status(figure, profile: str, printed: Printed | None, *, full: bool | None = None) -> str:
+    """The status of a result; only a run at the paper's own budget is compared with the paper's printed value.
 
     "reproduced" if the two differ by no more than the rounding of the printed one, "within_noise" if rounding and the
     95 % interval of ours explain the difference.
@@ -144,12 +144,13 @@ def status(figure, profile: str, printed: Printed | None) -> str:
         figure: Ours, as :func:`psmlib.standard_errors.estimate` takes it.
         profile: The budget of the run.
         printed: The paper's, if it has one.
+        full: Whether the result has the paper's own budget; by default, at profile paper.
 
     Example:
         >>> status((.611, .01), "paper", Printed("0.62")), status(.611, "paper", Printed("0.61"))
         ('within_noise', 'reproduced')
     """
-    if profile != "paper":
+    if not (profile == "paper" if full is None else full):
         return "scaled_down"
     if printed is None:
         return "computed"

@@ -44,13 +44,16 @@ def raw() -> Path:
 
 
 def shown_path(path: Path) -> str:
-    """The path of a file under data/raw in messages, without the folders above."""
-    return f"data/raw/{path.relative_to(raw()).as_posix()}"
+    """The path of a file in messages; under data/raw without the folders above."""
+    return f"data/raw/{path.relative_to(raw()).as_posix()}" if path.is_relative_to(raw()) else path.name
 
 
 def find(name: str, file: str) -> Path | None:
-    """The path of a file of a data set, in its own folder or directly in data/raw; None if it is in neither."""
-    places = (raw() / registry()[name]["home"] / file, raw() / file)
+    """The path of a file of a data set: in its own folder, directly in data/raw, or of a package; None if in none."""
+    entry = registry()[name]
+    places = [raw() / entry["home"] / file, raw() / file]
+    if "package" in entry:
+        places.append(Path(entry["package"]["folder"]) / file)
     return next((path for path in places if path.is_file()), None)
 
 
@@ -59,7 +62,8 @@ def missing(name: str, files: list[dict]) -> FileNotFoundError:
     entry = registry()[name]
     listed = ", ".join(f"{file['name']} ({size_in_words(file['bytes'])})" for file in files)
     where = (Path("data/raw") / entry["home"]).as_posix()
-    ask = f', or call load("{name}", download=True)' if _downloadable(name, files[0]) else ""
+    ask = f", or install Debian's {entry['package']['name']}" if "package" in entry else ""
+    ask += f', or call load("{name}", download=True)' if _downloadable(name, files[0]) else ""
     return FileNotFoundError(f"{name} needs {listed}: get from {entry['page']} and put in {where}{ask}")
 
 
@@ -96,11 +100,12 @@ def collect(name: str, download: bool = False) -> dict[str, Path]:
 
 
 def _whole(path: Path, file: dict) -> bool:
-    """Whether a file has its registered checksum, if it has one."""
+    """Whether a file has its registered checksum, or that of the same content packed anew, if it has one."""
     with open(path, "rb") as stream:
         # some systems forbid md5 for security
         new = partial(hashlib.md5, usedforsecurity=False)
-        return not file["md5"] or hashlib.file_digest(stream, new).hexdigest() == file["md5"]
+        known = {file["md5"], file.get("packed", file["md5"])}
+        return not file["md5"] or hashlib.file_digest(stream, new).hexdigest() in known
 
 
 def _downloadable(name: str, file: dict) -> bool:

@@ -29,13 +29,13 @@ from psmlib.machine.progress import bar
 Arrays = dict[str, np.ndarray]
 
 
-def read_idx(path: Path) -> np.ndarray:
+def read_idx(path: Path, name: str = "mnist") -> np.ndarray:
     """One gzipped IDX file of bytes: 0, 0, type 8, number of axes, big-endian lengths, then the values.
 
     Raises:
         ValueError: when it is not one.
     """
-    with archives.reading("mnist", path):
+    with archives.reading(name, path):
         content = gzip.decompress(path.read_bytes())
         if content[:3] != b"\0\0\x08":
             raise ValueError("it does not start like an IDX file of bytes")
@@ -44,14 +44,14 @@ def read_idx(path: Path) -> np.ndarray:
         return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def mnist(download: bool = False) -> Arrays:
-    """The four files of MNIST (LeCun et al. 1998): images (n, 1, 28, 28)."""
-    paths = archives.collect("mnist", download)
-    read = {name.split("-idx")[0]: read_idx(path) for name, path in paths.items()}
+def mnist(download: bool = False, name: str = "mnist") -> Arrays:
+    """The four files of MNIST (LeCun et al. 1998), or of Fashion-MNIST (Xiao et al. 2017): images (n, 1, 28, 28)."""
+    paths = archives.collect(name, download)
+    read = {file.split("-idx")[0]: read_idx(path, name) for file, path in paths.items()}
     out = {}
     for split, stem in (("train", "train"), ("test", "t10k")):
         images, labels = read[f"{stem}-images"], read[f"{stem}-labels"]
-        with archives.reading("mnist", paths[f"{stem}-labels-idx1-ubyte.gz"]):
+        with archives.reading(name, paths[f"{stem}-labels-idx1-ubyte.gz"]):
             if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
                 raise ValueError(f"images have shape {images.shape} and labels {labels.shape}")
         out |= {split: images[:, None], f"{split}_labels": labels.astype(np.int64)}

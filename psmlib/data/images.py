@@ -216,7 +216,8 @@ def _photos(download: bool, size: int) -> dict[str, np.ndarray]:
 
 _READERS: dict[str, Callable[[bool], dict[str, np.ndarray]]] = {
     "digits": _digits, **{f"photos{size}": partial(_photos, size=size) for size in (8, 16, 32)},
-    "mnist": formats.mnist, "cifar10": formats.cifar10, "celeba64": formats.celeba64, "imagenet64": formats.imagenet64,
+    "mnist": formats.mnist, "fashion_mnist": partial(formats.mnist, name="fashion_mnist"), "cifar10": formats.cifar10,
+    "celeba64": formats.celeba64, "imagenet64": formats.imagenet64,
 }  # fmt: skip
 _LOADED: dict[str, Images] = {}
 
@@ -225,8 +226,9 @@ def load(name: str, *, download: bool = False) -> Images:
     """A data set by name, read on the first call and then kept in memory.
 
     Args:
-        name: digits, photos8, photos16, photos32, mnist, cifar10, celeba64 or imagenet64.
-        download: Let torchvision fetch missing files to data/raw (mnist, cifar10; celeba64 with gdown installed).
+        name: digits, photos8, photos16, photos32, mnist, fashion_mnist, cifar10, celeba64 or imagenet64.
+        download: Let torchvision fetch missing files to data/raw (mnist, fashion_mnist, cifar10; celeba64 if gdown is
+            installed).
 
     Returns:
         The :class:`Images`.
@@ -241,7 +243,7 @@ def load(name: str, *, download: bool = False) -> Images:
         >>> load("digitz")
         Traceback (most recent call last):
         ...
-        ValueError: unknown data set 'digitz': use one of digits, photos8, photos16, photos32, mnist, cifar10, ...
+        ValueError: unknown data set 'digitz': use one of digits, photos8, photos16, photos32, mnist, fashion_mnist, ...
     """
     check_choice("data set", name, _READERS)
     if name not in _LOADED:

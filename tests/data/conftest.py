@@ -33,6 +33,7 @@ class Raw:
 @pytest.fixture
 def raw(tmp_path, monkeypatch) -> Raw:
     entries = copy.deepcopy(archives.registry())
+    entries["fashion_mnist"]["package"]["folder"] = str(tmp_path / "package")  # it may be installed here
     monkeypatch.setattr(archives, "registry", lambda: entries)
     monkeypatch.setattr(paths, "DATA", tmp_path / "reader")
     monkeypatch.setattr(paths, "OUTPUT", tmp_path / "output")

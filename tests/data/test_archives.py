@@ -10,7 +10,7 @@ from psmlib.data import archives
 from psmlib.data.archives import collect, missing, registry, size_in_words
 from psmlib.data.images import load
 
-SETS = ("mnist", "cifar10", "celeba64", "imagenet64")
+SETS = ("mnist", "fashion_mnist", "cifar10", "celeba64", "imagenet64")
 
 
 def fill(raw, name):
@@ -22,7 +22,9 @@ def fill(raw, name):
 def test_checksums_and_addresses_are_torchvisions():
     files = {name: {f["name"]: f for f in registry()[name]["files"]} for name in SETS}
     assert {n: f["md5"] for n, f in files["mnist"].items()} == dict(tv.MNIST.resources)
+    assert {n: f["md5"] for n, f in files["fashion_mnist"].items()} == dict(tv.FashionMNIST.resources)
     assert registry()["mnist"]["url"] in tv.MNIST.mirrors
+    assert registry()["fashion_mnist"]["url"] in tv.FashionMNIST.mirrors
     assert {n: f["md5"] for n, f in files["cifar10"].items()} == {tv.CIFAR10.filename: tv.CIFAR10.tgz_md5}
     assert registry()["cifar10"]["url"] + tv.CIFAR10.filename == tv.CIFAR10.url == registry()["cifar10"]["page"]
     known = {file: (drive, md5) for drive, md5, file in tv.CelebA.file_list}
@@ -34,6 +36,7 @@ def test_checksums_and_addresses_are_torchvisions():
 
 def test_files_belong_where_torchvision_puts_them():
     assert registry()["mnist"]["home"] == "MNIST/raw"  # as MNIST.raw_folder, from the name of the class
+    assert registry()["fashion_mnist"]["home"] == "FashionMNIST/raw"
     assert registry()["celeba64"]["home"] == tv.CelebA.base_folder
 
 
@@ -46,6 +49,7 @@ def test_what_is_missing_is_named_with_size_and_place(raw, name):
         assert f"{file['name']} ({size_in_words(file['bytes'])})" in text
     assert f"put in data/raw{'' if entry['home'] == '.' else '/' + entry['home']}" in text and entry["page"] in text
     assert ("download=True" in text) == (name != "imagenet64")
+    assert ("install Debian's dataset-fashion-mnist" in text) == (name == "fashion_mnist")
     assert "\n" not in text and not re.search(r"\. [A-Z]", text) and str(raw.folder) not in text
 
 
@@ -57,7 +61,7 @@ def test_only_what_is_missing_is_named(raw):
     assert "t10k-labels" in str(caught.value) and "train-" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10", "celeba64"])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "celeba64"])
 def test_every_file_is_refused_when_truncated_or_altered(raw, name):
     fill(raw, name)
     assert [path.name for path in collect(name).values()] == [f["name"] for f in raw.entries[name]["files"]]

@@ -1,11 +1,13 @@
 """The official formats: small archives are read as they were written, and as torchvision reads them."""
 
 import gzip
+import hashlib
 import io
 import pickle
 import struct
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import torchvision
 from PIL import Image
 
 from psmlib.data import formats
+from psmlib.data.archives import collect
 from psmlib.data.images import load
 from psmlib.machine import paths
 
@@ -59,6 +62,21 @@ def test_mnist_comes_back(mnist, raw):
     assert np.array_equal(data.test[:, 0], mnist["t10k"][0]) and data.test_labels.tolist() == mnist["t10k"][1].tolist()
     assert data.train.dtype == torch.uint8 and data.train_labels.dtype == torch.int64
     assert load("mnist") is data
+
+
+def test_fashion_mnist_is_read_from_its_package_too(mnist, raw):
+    package = Path(raw.entries["fashion_mnist"]["package"]["folder"])
+    package.mkdir()
+    raw.entries["fashion_mnist"]["cut"] = 2
+    for file in raw.entries["fashion_mnist"]["files"]:
+        content = raw.path("mnist", file["name"]).read_bytes()
+        (package / file["name"]).write_bytes(content)
+        file["packed"] = hashlib.md5(content).hexdigest()  # other than that of the files as they are published
+    assert torch.equal(load("fashion_mnist").official_train, load("mnist").official_train)
+    assert load("fashion_mnist").shape == (1, 28, 28)
+    (package / file["name"]).write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=r"^t10k-labels-idx1-ubyte.gz is truncated .* get it again from"):
+        collect("fashion_mnist")
 
 
 def test_mnist_is_what_torchvision_reads(mnist, raw):
