@@ -7,6 +7,7 @@ In a terminal::
     python -m psmlib.run check-parameters psm_toys -p seeds 3
     python -m psmlib.run batch --profile gpu --minutes 9
     python -m psmlib.run night
+    python -m psmlib.run lease --minutes 9
     python -m psmlib.run pages
 """
 
@@ -200,6 +201,17 @@ def night(options: argparse.Namespace) -> int:
     return status
 
 
+def lease(options: argparse.Namespace) -> int:
+    """Do what needs an accelerator on one that is lent for minutes; run it again to go on."""
+    from psmlib.book.lease import run, steps
+
+    device = dict(options.p).get("device", with_device("gpu", {})["device"] if options.profile == "gpu" else "cpu")
+    undone = run(steps(options.profile, device), options.minutes, partial(print, flush=True))
+    print(f"Left to do: {', '.join(undone)}." if undone else "Everything is done.")
+    print(f"Keep {_shown(paths.RESULTS)} and {_shown(paths.DATA / 'bench')}.")
+    return 3 if undone else 0
+
+
 def _report(outcomes: dict[str, Outcome], then: str = "the book was not built") -> int:
     """Name the failed notebooks and their partial outputs in one sentence; return the exit status."""
     failed = [name for name, outcome in outcomes.items() if outcome.reason]
@@ -241,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m psmlib.run", description="Run the notebooks, build the book.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for function in (book, notebook, check_parameters, batch, night, pages):
+    for function in (book, notebook, check_parameters, batch, night, lease, pages):
         command = commands.add_parser(function.__name__.replace("_", "-"), help=function.__doc__)
         command.set_defaults(function=function)
         if function in (notebook, check_parameters):
@@ -251,6 +263,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument("--force", action="store_true", help="run even if nothing has changed")
         if function is batch:
             command.add_argument("names", nargs="*", help="notebooks, in order; by default all of the book")
+            command.add_argument("--minutes", type=minutes, default=9.0, help="the time limit (default: 9)")
+        if function is lease:
+            command.add_argument("--profile", choices=("gpu", "smoke"), default="gpu", help="smoke tries the path")
             command.add_argument("--minutes", type=minutes, default=9.0, help="the time limit (default: 9)")
         if function is night:
             command.add_argument("names", nargs="*", help="notebooks; by default all of the book")

@@ -135,13 +135,19 @@ def _slice(stage: Stage, until: float, runner: Callable[..., Outcome]) -> Outcom
     own = paths.OUTPUT / "data" / "cache" / PROFILE
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     os.environ.update(one_thread | {"PSMLIB_OUTPUT": str(own), deadline.VARIABLE: str(until)})
+    made = own / "data" / "results"
+    _copy(stage.notebook, paths.RESULTS, made)  # a partial run adds to what is on record
     outcome = runner(template_of(stage.notebook), own / "executed" / f"{stage.notebook}.ipynb", stage.parameters)
-    made = own / "data" / "results" / PROFILE
-    for ending in ("npz", "json") if not outcome.reason else ():
-        file = made / f"{stage.notebook}.{ending}"
-        if file.is_file():
-            write_atomic(paths.RESULTS / PROFILE / file.name, file.read_bytes())
+    if not outcome.reason:
+        _copy(stage.notebook, made, paths.RESULTS)
     return outcome
+
+
+def _copy(notebook: str, source: Path, target: Path) -> None:
+    """Copies the record of a notebook, the arrays first."""
+    for file in (source / PROFILE / f"{notebook}.{ending}" for ending in ("npz", "json")):
+        if file.is_file():
+            write_atomic(target / PROFILE / file.name, file.read_bytes())
 
 
 @contextmanager

@@ -41,6 +41,7 @@ CLAIM = (
     "n_seeds",
 )  # fmt: skip
 ARRAYS = 2**20  # bytes that the arrays of a notebook may take on the disk
+CHOICES = ("dataset", "only", "seeds")  # parameters that choose a part of what a notebook can run
 LEARNED = 3.0  # by how many standard errors a model must beat the model-free baseline to be judged at all
 
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[\w.@+~-]+/)+")
@@ -304,11 +305,15 @@ class Results:
     def save(self) -> Path:
         """Writes data/results/<profile>/<notebook>.json, with the arrays beside it, and returns where it is.
 
+        A run of a part, one that a deadline cut off or with another choice of data than the run on record, does not
+        replace that run but adds to it: what it has not itself, and rows of more seeds at the same budget, stay.
+
         Raises:
             ValueError: when these results were read from disk, since they keep the provenance of their own run, or the
                 arrays take too much room.
         """
         self._writable()
+        earlier = self._join_with_record()
         arrays = _packed(self._arrays)
         if len(arrays) > ARRAYS:
             largest = max(self._arrays, key=lambda name: self._arrays[name].nbytes)
@@ -316,7 +321,11 @@ class Results:
                 f"the arrays of {self.notebook} take {len(arrays):,} bytes of {ARRAYS:,}: keep fewer or coarser ones, "
                 f"the largest being {largest!r}"
             )
-        document = {"provenance": self._provenance(), "rows": list(self._rows.values()), "verdicts": self.verdicts}
+        document = {
+            "provenance": self._provenance() | {"earlier": earlier},
+            "rows": list(self._rows.values()),
+            "verdicts": self.verdicts,
+        }
         document = _portable(document)
         self.provenance = document["provenance"]
         document["provenance"]["arrays_sha256"] = hashlib.sha256(arrays).hexdigest() if self._arrays else None
@@ -324,6 +333,22 @@ class Results:
         if self._arrays:
             write_atomic(_path(self.profile, self.notebook, "npz"), arrays)
         return write_atomic(_path(self.profile, self.notebook), text + "\n")
+
+    def _join_with_record(self) -> list[dict]:
+        """Takes over what the run on record has and this one, being of a part, has not; returns whose that is."""
+        try:
+            other = load(self.profile, self.notebook)
+        except (FileNotFoundError, ValueError):  # what cannot be read is replaced
+            return []
+        mine, others = ([run.parameters.get(name) for name in CHOICES] for run in (self, other))
+        if not self._unfinished and mine == others:
+            return []
+        self._rows |= {key: row for key, row in other._rows.items() if _stays(row, self._rows.get(key))}
+        own = {line["claim"] for line in self._claims}
+        self._claims += [line for line in other.verdicts if line["claim"] not in own]
+        self._arrays = {name: other.array(name) for name in other.arrays} | self._arrays
+        about = {name: other.provenance.get(name) for name in ("parameters", "seeds", "commit", "date", "device")}
+        return [*other.provenance.get("earlier", []), about][-20:]
 
     def _provenance(self) -> dict:
         device = str(self.parameters.get("device", "cpu"))
@@ -439,6 +464,11 @@ def _measured(value) -> dict:
 
 def _has_learned(by: Estimate) -> bool:
     return by.stderr is not None and by.value > LEARNED * by.stderr
+
+
+def _stays(row: dict, new: dict | None) -> bool:
+    """Whether a row on record stays, given that of a run of a part."""
+    return new is None or (row["n_seeds"] > new["n_seeds"] and row["budget"] == new["budget"])
 
 
 def _known(fields: Mapping, known: Sequence[str], where: str) -> dict:

@@ -161,3 +161,33 @@ def test_tables_name_the_run_of_each_figure(capsys):
     assert "NLL. Profile night on " in shown and "; profile quick on " in shown
     report.verdicts(known, name="tab-v")
     assert "| night |" in " ".join(capsys.readouterr().out.split())
+
+
+def saved(profile="night", unfinished=False, cells=(), claims=(), arrays=(), **parameters):
+    results = Results("nb", profile, {"dataset": "all", "seeds": 0} | parameters, rows=ROWS)
+    for column, (value, seeds) in dict(cells).items():
+        results.add(row="TY", column=column, value=value, n_seeds=seeds, budget={"updates": 5})
+    for claim in claims:
+        results.claim(claim, "test", True)
+    for name in arrays:
+        results.keep(name, [float(len(results))])
+    results._unfinished = [dict(job="x", done="1 of 2 updates", seconds_left=1.0)] if unfinished else []
+    results.save()
+    return load(profile, "nb")
+
+
+@pytest.mark.parametrize("part", [dict(unfinished=True), dict(dataset="TY"), dict(seeds=1)])
+def test_a_run_of_a_part_adds_to_the_record(part):
+    saved(cells={"a": (1.0, 3), "b": (2.0, 1), "c": (3.0, 1)}, claims=["x", "y"], arrays=["p", "q"])
+    found = saved(cells={"a": (10.0, 1), "b": (20.0, 1), "d": (40.0, 1)}, claims=["y", "z"], arrays=["p"], **part)
+    values = found.frame().set_index("column")["value"].to_dict()
+    assert values == {"a": 1.0, "b": 20.0, "c": 3.0, "d": 40.0}, "more seeds stay, what is new replaces, the rest stays"
+    assert sorted(line["claim"] for line in found.verdicts) == ["x", "y", "z"] and set(found.arrays) == {"p", "q"}
+    assert [run["parameters"]["dataset"] for run in found.provenance["earlier"]] == ["all"]
+
+
+def test_a_whole_run_replaces_the_record():
+    saved(cells={"a": (1.0, 3), "c": (3.0, 1)}, claims=["x"], arrays=["p"])
+    found = saved(cells={"a": (10.0, 1)})
+    assert found.frame()["value"].tolist() == [10.0] and not found.verdicts and not found.arrays
+    assert found.provenance["earlier"] == []
