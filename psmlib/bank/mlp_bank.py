@@ -11,7 +11,9 @@ from torch import Tensor
 from psmlib.bank.block_score import BlockScore
 from psmlib.bank.stack import NetworkStack
 from psmlib.kernels.bank_mlp import BankMLP, bank_mlp_ref, layers
+from psmlib.kernels.column_mlp import ColumnMLP, network_for
 from psmlib.kernels.mlp_flow import COLUMNS, fits, mlp_flow
+from psmlib.kernels.products import one_thread
 from psmlib.nets.mlp import ARCHITECTURES, Plain
 from psmlib.partition import Partition
 from psmlib.process import Process, expand
@@ -91,10 +93,16 @@ class BankScore(BlockScore):
 
     def __init__(self, bank: Bank, partition: Partition, process: Process, block: int | None = None):
         super().__init__(bank, partition, process, block)
-        self._work: dict[tuple, BankMLP] = {}  # one set of buffers for all blocks: 200 sets would fill the memory
+        self._work: dict[
+            tuple, BankMLP | ColumnMLP
+        ] = {}  # one set of buffers for all blocks: 200 sets would fill the memory
 
     def _rows(self, x: Tensor) -> int:
         return _ROWS if x.device.type == "cpu" else 1 << 16
+
+    def _each_block(self, f, x: Tensor, t: float | Tensor) -> tuple[Tensor, ...]:
+        with one_thread():
+            return super()._each_block(f, x, t)
 
     def _run(self, k: int, x: Tensor, t: Tensor, directions: list[Tensor]) -> tuple[Tensor, ...]:
         """Network k: value (n, d) and derivatives along each direction, (n, d) each."""
@@ -113,13 +121,13 @@ class BankScore(BlockScore):
         skip = expand(skip, x)
         return tuple(o.to(x.dtype) + skip * y for o, y in zip(outs, [x, *directions], strict=True))
 
-    def _buffers(self, h: Tensor, rows: int) -> BankMLP:
+    def _buffers(self, h: Tensor, rows: int) -> BankMLP | ColumnMLP:
         """Work space with ``rows`` rows per point, reused from call to call."""
         key = (rows, h.shape[1])
         if key not in self._work:
             if len(self._work) > 4:
                 self._work.clear()
-            self._work[key] = BankMLP(self.bank.arch.widths, h.new_empty(1, rows * h.shape[1], h.shape[2]))
+            self._work[key] = network_for(self.bank.arch.widths, h.new_empty(1, rows * h.shape[1], h.shape[2]))
         return self._work[key]
 
     def _trace(self, k: int, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-r"""Forward and gradient of one ELU network on a processor: its points are the columns of a matrix.
+r"""Forward, gradient, Jacobian and trace of one ELU network on a core: its points are the columns of a matrix.
 
 What :class:`psmlib.kernels.bank_mlp.BankMLP` computes, laid out for one core. There a layer of the book's network takes
 0.2 ms, and each pass over its activations 5 to 10 % of that:
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from psmlib.kernels.bank_mlp import BankMLP
+from psmlib.kernels.bank_mlp import BankMLP, layers
 from psmlib.kernels.products import product
 
 UNIT = 1 / math.log(2)
@@ -60,6 +60,7 @@ class ColumnMLP:
         self._slope = [torch.empty_like(out) for out in self._out[:-1]]
         self._factors = [(self._see(act), self._see(out)) for act, out in zip(self._act, self._out, strict=True)]
         self._delta: list[Tensor] = []
+        self._spare: dict[int, Tensor] = {}
         self._views: dict[int, tuple[Tensor, list]] = {}
 
     def _layers(self, flat: Tensor) -> list[tuple]:
@@ -76,27 +77,23 @@ class ColumnMLP:
             held = self._views[id(flat)] = (flat, views)
         return held[1]
 
-    def _elu(self, i: int, values: int | None = None) -> None:
-        """Activations of a layer in place, and their slopes, of the first columns or all."""
-        z, e, shifted = self._out[i][:, :values], self._slope[i][:, :values], self._shifted[: self.widths[i + 1]]
-        torch.exp2(torch.clamp(z, max=0, out=e), out=e)
-        torch.maximum(z, torch.add(self._floor, e, alpha=UNIT, out=shifted[:, :values]), out=z)
-
     def _outputs(self, flat: Tensor, h: Tensor, tangents: Tensor | None = None) -> Tensor:
         """Outputs in units of log 2, and derivatives along tangents. Shape: (out, (1 + m) B)."""
         values, first = h.shape[1], self._act[0][:-1]
         torch.mul(h[0].mT, UNIT, out=first[:, :values])
-        if tangents is not None:  # derivatives have no bias
-            first[:, values:].copy_(tangents[0].flatten(0, 1).mT)
+        if tangents is not None:
+            first[:, values:].unflatten(1, tangents.shape[1:3]).copy_(tangents[0].permute(2, 0, 1))
             for act in self._act:
-                act[-1, values:] = 0
+                act[-1, values:] = 0  # derivatives have no bias
         for i, ((whole, _, _), (act, out)) in enumerate(zip(self._layers(flat), self._factors, strict=True)):
             self._multiply(whole, act, out=out)
             if i < len(self._slope):
-                self._elu(i, values)
+                z, e = self._out[i][:, :values], self._slope[i][:, :values]
+                torch.clamp(z, max=0, out=e).exp2_()
+                shifted = torch.add(self._floor, e, alpha=UNIT, out=self._shifted[: len(z), :values])
+                torch.maximum(z, shifted, out=z)
                 if tangents is not None:
-                    moved = self._out[i][:, values:].unflatten(1, (-1, values))
-                    moved.mul_(self._slope[i][:, None, :values])
+                    self._out[i][:, values:].unflatten(1, tangents.shape[1:3]).mul_(e[:, None])
         return self._out[-1]
 
     def forward(self, flat: Tensor, h: Tensor) -> Tensor:
@@ -126,6 +123,41 @@ class ColumnMLP:
                 self._multiply(stack[i][1], columns, out=self._deltas[i - 1][0])
                 self._delta[i - 1].mul_(self._slope[i - 1])
         return (loss / size)[None]
+
+    def jacobian(self, flat: Tensor, h: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs (1, B, out) and derivatives along tangents (1, m, B, F), which are of shape (1, m, B, out)."""
+        both = self._outputs(flat, h, tangents)
+        value, slopes = both[:, : h.shape[1]], both[:, h.shape[1] :].unflatten(1, tangents.shape[1:3])
+        return (value.mT / UNIT)[None], slopes.permute(1, 2, 0)[None]
+
+    def trace(self, flat: Tensor, h: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs (1, B, out), and traces (1, B) along directions common to all points, (1, m, F)."""
+        value, m = self.forward(flat, h), tangents.shape[1]
+        weights = [w[0] for w, _ in layers(flat, self.widths)]
+        moved, last = (tangents[0] @ weights[0]).mT, len(weights) - 2  # of pre-activations: (width, m)
+        if last < 1:  # with one hidden layer, or none, there is nothing to pull back through
+            pairs = (moved * weights[-1]).sum(1) if last == 0 else moved.diagonal()
+            return value, (pairs @ self._slope[0] if last == 0 else pairs.sum().expand(h.shape[1]))[None]
+        moved = moved.mT[..., None]  # (m, width, 1), and from the next layer on (m, width, B)
+        for i in range(last - 1):
+            if i == 0:  # W^T diag(direction) for each direction, one above the other
+                wide = (weights[1].mT * moved.mT).flatten(0, 1)
+                moved = self._wide(0, wide, self._slope[0]).unflatten(0, (m, -1))
+            else:
+                moved = torch.matmul(weights[i + 1].mT, moved * self._slope[i])
+        pulled = (weights[last] * weights[-1].mT[:, None]).flatten(0, 1)
+        back = self._wide(1, pulled, self._slope[last]).unflatten(0, (m, -1)).mul_(moved)
+        total = back[0]
+        for each in back[1:]:
+            total.add_(each)
+        return value, total.mul_(self._slope[last - 1]).sum(0)[None]
+
+    def _wide(self, name: int, matrix: Tensor, columns: Tensor) -> Tensor:
+        """A product into a buffer kept under a number: new memory would cost as much as the product."""
+        if name not in self._spare:
+            self._spare[name] = columns.new_empty(len(matrix), columns.shape[1])
+        self._multiply(self._see(matrix), self._see(columns), out=self._see(self._spare[name]))
+        return self._spare[name]
 
 
 def network_for(widths: Sequence[int], like: Tensor) -> BankMLP | ColumnMLP:

@@ -74,3 +74,28 @@ def test_which_class_serves():
         assert isinstance(network_for(WIDTHS, other), BankMLP)
     with pytest.raises(ValueError, match=r"inputs of shape \(1, B, 4\), got \(2, 5, 4\)"):
         ColumnMLP(WIDTHS, torch.empty(2, 5, 4))
+
+
+@pytest.mark.parametrize("dtype", ATOL, ids=str)
+@pytest.mark.parametrize("m", [1, 2])
+@pytest.mark.parametrize("B", [1, 17, 1023])
+def test_outputs_and_derivatives_along_directions(B, m, dtype):
+    flat, h, _, _ = make(B)
+    tangents = torch.randn(1, m, B, 4, generator=torch.Generator().manual_seed(1)).double()
+    like = h.new_empty(1, (1 + m) * B, 4, dtype=dtype)
+    low = [x.to(dtype) for x in (flat, h, tangents)]
+    plain = BankMLP(WIDTHS, like).jacobian(*low), BankMLP(WIDTHS, like.double()).jacobian(flat, h, tangents)
+    check(ColumnMLP(WIDTHS, like).jacobian(*low), *plain)
+
+
+@pytest.mark.parametrize("dtype", ATOL, ids=str)
+@pytest.mark.parametrize("hidden", [(), (7,), (7, 5), (7, 5, 6), (7, 5, 6, 4)])
+def test_traces(hidden, dtype):
+    widths = [4, *hidden, 2]
+    flat, h, _, _ = make(17, widths)
+    tangents = torch.randn(1, 2, 4, generator=torch.Generator().manual_seed(1)).double()
+    found, low, exact = (
+        kind(widths, h.to(t)).trace(flat.to(t), h.to(t), tangents.to(t))
+        for kind, t in ((ColumnMLP, dtype), (BankMLP, dtype), (BankMLP, F64))
+    )
+    check(found, low, exact)
