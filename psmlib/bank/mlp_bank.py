@@ -93,9 +93,8 @@ class BankScore(BlockScore):
 
     def __init__(self, bank: Bank, partition: Partition, process: Process, block: int | None = None):
         super().__init__(bank, partition, process, block)
-        self._work: dict[
-            tuple, BankMLP | ColumnMLP
-        ] = {}  # one set of buffers for all blocks: 200 sets would fill the memory
+        self._work: dict[tuple, BankMLP | ColumnMLP] = {}  # shared by all blocks: 200 sets would fill the memory
+        self._flat: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _rows(self, x: Tensor) -> int:
         return _ROWS if x.device.type == "cpu" else 1 << 16
@@ -107,7 +106,7 @@ class BankScore(BlockScore):
     def _run(self, k: int, x: Tensor, t: Tensor, directions: list[Tensor]) -> tuple[Tensor, ...]:
         """Network k: value (n, d) and derivatives along each direction, (n, d) each."""
         arch, s, x32 = self.bank.arch, self._time(t, k), x.to(self.bank.params.dtype)
-        h, flat = arch.features(x32, s, self.process)[None], self.bank.params[k : k + 1]
+        h, flat = arch.features(x32, s, self.process)[None], self._row(k)
         work = self._buffers(h, 1 + len(directions))
         if directions:
             tangents = torch.stack([arch.tangent(x32, s, self.process, u.to(x32)) for u in directions])[None]
@@ -120,6 +119,12 @@ class BankScore(BlockScore):
             return tuple(o.to(x.dtype, copy=True) for o in outs)
         skip = expand(skip, x)
         return tuple(o.to(x.dtype) + skip * y for o, y in zip(outs, [x, *directions], strict=True))
+
+    def _row(self, k: int) -> Tensor:
+        """The parameters of network k, (1, P), as one object, for the work space keeps views of it."""
+        if k not in self._flat or self._flat[k][0] is not self.bank.params:
+            self._flat[k] = self.bank.params, self.bank.params[k : k + 1]
+        return self._flat[k][1]
 
     def _buffers(self, h: Tensor, rows: int) -> BankMLP | ColumnMLP:
         """Work space with ``rows`` rows per point, reused from call to call."""
@@ -136,7 +141,7 @@ class BankScore(BlockScore):
         h = arch.features(x32, s, self.process)[None]
         basis = torch.eye(x.shape[1], dtype=x32.dtype, device=x.device)
         tangents = arch.tangent(basis, s.flatten()[:1], self.process, basis)[None]  # the same at every point
-        value, trace = (o[0].to(x.dtype) for o in self._buffers(h, 1).trace(self.bank.params[k : k + 1], h, tangents))
+        value, trace = (o[0].to(x.dtype) for o in self._buffers(h, 1).trace(self._row(k), h, tangents))
         skip = arch.skip(s, self.process, self.native)
         if skip is None:
             return value.clone(), trace

@@ -1,11 +1,12 @@
 """Updates a second of one network: `fit` against the plain loop of the released toy scripts.
 
 The network is 4-100-150-100-2 with ELU, batch 512, Adam at 1e-3, one block on [0, 1] (SA-DPM), VP with b(t) = 10t,
-float32. Three contestants show where the time goes:
+float32. The contestants show where the time goes:
 
 * plain loop: `nn.Sequential`, autograd, `torch.optim.Adam`; at every step the whole pool of data is drawn anew in
   numpy component by component (27,050 points for TY, 9 x 512 for HG), permuted, and 512 of it kept;
 * direct sampling: the same loop, but 512 points are drawn from the mixture itself;
+* JAX, where it is installed: the loop with direct sampling, compiled whole;
 * psmlib: `psmlib.training.fit`, whose gradient is written by hand too.
 """
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from psmlib.bank.mlp_bank import Bank
+from psmlib.benchmarks import in_jax
 from psmlib.benchmarks.plain import sequential
 from psmlib.benchmarks.timing import Row, interleave, rows
 from psmlib.data.toys import Mixture, load_toy
@@ -133,6 +135,9 @@ def contestants(toy: Mixture, updates: int) -> dict[str, Callable[[int], object]
     drawn = {"plain loop": from_pool(toy, POOLS[toy.name]), "direct sampling": from_mixture(toy)}
     loops = {name: Loop(draw, sequential(bank.params[0], bank.arch.widths)) for name, draw in drawn.items()}
     calls = {name: lambda i, loop=loop: loop.run(updates) for name, loop in loops.items()}
+    if in_jax.jax is not None:
+        compiled = in_jax.training(toy, bank.params[0], bank.arch.widths, BATCH, LR)
+        calls["JAX"] = lambda i: compiled(updates)
     run = dict(updates=updates, batch_size=BATCH, lr=LR)
     return {**calls, "psmlib": lambda i: list(fit(bank, toy, VP(0.0, 10.0), SA, **run))}
 
@@ -144,6 +149,7 @@ def run(settings: Settings) -> Iterator[Row]:
         notes = {
             "plain loop": f"redraws {POOLS[name]:,} points in numpy at every step, as the released scripts do",
             "direct sampling": f"the same loop, with {BATCH} points drawn from the mixture itself",
+            "JAX": "draws, gradient and Adam in one compiled scan",
             "psmlib": "psmlib.training.loop.fit, workers=1",
         }
         case = f"{name}, SA-DPM, batch {BATCH}, {settings.updates} updates a turn"

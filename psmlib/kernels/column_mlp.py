@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from psmlib.kernels.bank_mlp import BankMLP, layers
+from psmlib.kernels.bank_mlp import BankMLP
 from psmlib.kernels.products import product
 
 UNIT = 1 / math.log(2)
@@ -58,13 +58,13 @@ class ColumnMLP:
             act[-1] = UNIT
         self._out = [act[:-1] for act in self._act[1:]] + [like.new_empty(self.widths[-1], shape[1])]
         self._slope = [torch.empty_like(out) for out in self._out[:-1]]
-        self._factors = [(self._see(act), self._see(out)) for act, out in zip(self._act, self._out, strict=True)]
-        self._delta: list[Tensor] = []
+        pairs = zip(self._act, self._out, strict=True)
+        self._factors = [tuple(self._see(view) for view in (act, out, out.mT)) for act, out in pairs]
         self._spare: dict[int, Tensor] = {}
         self._views: dict[int, tuple[Tensor, list]] = {}
 
     def _layers(self, flat: Tensor) -> list[tuple]:
-        """Cached factors for products: weights and biases turned (b, a + 1), weights (a, b), and biases (b,)."""
+        """Cached factors of products: weights and biases (b, a + 1), weights (a, b) and biases (b,); and weights."""
         held = self._views.get(id(flat))
         if held is None or held[0] is not flat:
             if len(self._views) > 8:
@@ -72,7 +72,7 @@ class ColumnMLP:
             views, at = [], 0
             for a, b in zip(self.widths, self.widths[1:], strict=False):
                 whole = flat[0, at : at + (a + 1) * b].unflatten(0, (a + 1, b))
-                views.append(tuple(self._see(view) for view in (whole.mT, whole[:-1], whole[-1])))
+                views.append((*(self._see(view) for view in (whole.mT, whole[:-1], whole[-1])), whole[:-1]))
                 at += (a + 1) * b
             held = self._views[id(flat)] = (flat, views)
         return held[1]
@@ -85,7 +85,7 @@ class ColumnMLP:
             first[:, values:].unflatten(1, tangents.shape[1:3]).copy_(tangents[0].permute(2, 0, 1))
             for act in self._act:
                 act[-1, values:] = 0  # derivatives have no bias
-        for i, ((whole, _, _), (act, out)) in enumerate(zip(self._layers(flat), self._factors, strict=True)):
+        for i, ((whole, *_), (act, out, _)) in enumerate(zip(self._layers(flat), self._factors, strict=True)):
             self._multiply(whole, act, out=out)
             if i < len(self._slope):
                 z, e = self._out[i][:, :values], self._slope[i][:, :values]
@@ -102,11 +102,8 @@ class ColumnMLP:
 
     def gradient(self, flat: Tensor, h: Tensor, target: Tensor, grad: Tensor, weight: Tensor | None = None) -> Tensor:
         """Writes the gradient of the mean squared error into ``grad``, (1, P), and returns the error, (1,)."""
-        if not self._delta:
-            self._delta = [torch.empty_like(out) for out in self._out]
-            self._deltas = [(self._see(delta), self._see(delta.mT)) for delta in self._delta]
-        delta, size = self._delta[-1], target[0].numel() * UNIT**2
-        torch.sub(self._outputs(flat, h), target[0].mT, alpha=UNIT, out=delta)
+        delta, size = self._outputs(flat, h), target[0].numel() * UNIT**2
+        delta.sub_(target[0].mT, alpha=UNIT)
         if weight is None:
             loss = delta.square().sum()
         else:
@@ -115,13 +112,13 @@ class ColumnMLP:
         delta.mul_(2 / size)  # and so the products below, with inputs in units of log 2, are plain gradients
         stack, grads = self._layers(flat), self._layers(grad)
         for i in range(len(stack) - 1, -1, -1):
-            (columns, rows), act = self._deltas[i], self._factors[i][0]
+            act, columns, rows = self._factors[i]
             # not one product with the row of ones: a row too many for the processor's registers costs more
             self._multiply(act[:-1], rows, out=grads[i][1])
             self._multiply(columns, act[-1], out=grads[i][2])
-            if i:
-                self._multiply(stack[i][1], columns, out=self._deltas[i - 1][0])
-                self._delta[i - 1].mul_(self._slope[i - 1])
+            if i:  # deltas take the place of activations, which have served: less memory, more of it in the cache
+                self._multiply(stack[i][1], columns, out=self._factors[i - 1][1])
+                self._out[i - 1].mul_(self._slope[i - 1])
         return (loss / size)[None]
 
     def jacobian(self, flat: Tensor, h: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,7 +130,7 @@ class ColumnMLP:
     def trace(self, flat: Tensor, h: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs (1, B, out), and traces (1, B) along directions common to all points, (1, m, F)."""
         value, m = self.forward(flat, h), tangents.shape[1]
-        weights = [w[0] for w, _ in layers(flat, self.widths)]
+        weights = [weight for *_, weight in self._layers(flat)]
         moved, last = (tangents[0] @ weights[0]).mT, len(weights) - 2  # of pre-activations: (width, m)
         if last < 1:  # with one hidden layer, or none, there is nothing to pull back through
             pairs = (moved * weights[-1]).sum(1) if last == 0 else moved.diagonal()

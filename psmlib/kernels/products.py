@@ -90,8 +90,10 @@ def one_thread() -> Iterator[None]:
     """
     with _lock:
         if not _inside:
-            _inside.append(_libraries().limit(limits=1))
-        _inside.append(None)
+            _inside.append([(each, each.num_threads) for each in _libraries() if each.num_threads > 1])
+            for library, _ in _inside[0]:
+                library.set_num_threads(1)
+        _inside.append([])
     try:
         with np.errstate(all="ignore"):
             yield
@@ -99,10 +101,11 @@ def one_thread() -> Iterator[None]:
         with _lock:
             _inside.pop()
             if len(_inside) == 1:
-                _inside.pop().restore_original_limits()
+                for library, count in _inside.pop():
+                    library.set_num_threads(count)
 
 
 @cache
-def _libraries() -> ThreadpoolController:
+def _libraries() -> list:
     """The libraries of products that are loaded."""
-    return ThreadpoolController().select(user_api="blas")
+    return ThreadpoolController().select(user_api="blas").lib_controllers

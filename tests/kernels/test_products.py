@@ -45,7 +45,7 @@ def test_the_environment_decides(monkeypatch):
 
 
 def test_threads_of_the_process_share_the_limit():
-    counts = lambda: {each["num_threads"] for each in products._libraries().info()}  # noqa: E731
+    counts = lambda: {each.num_threads for each in products._libraries()}  # noqa: E731
     before = counts()
 
     def work(_):
