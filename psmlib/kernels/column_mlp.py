@@ -105,7 +105,7 @@ class ColumnMLP:
         delta, size = self._outputs(flat, h), target[0].numel() * UNIT**2
         delta.sub_(target[0].mT, alpha=UNIT)
         if weight is None:
-            loss = delta.square().sum()
+            loss = torch.dot(delta.view(-1), delta.view(-1))
         else:
             loss = (delta.square().sum(0) * weight[0]).sum()
             delta.mul_(weight)
@@ -119,7 +119,7 @@ class ColumnMLP:
             if i:  # deltas take the place of activations, which have served: less memory, more of it in the cache
                 self._multiply(stack[i][1], columns, out=self._factors[i - 1][1])
                 self._out[i - 1].mul_(self._slope[i - 1])
-        return (loss / size)[None]
+        return loss.div_(size)[None]
 
     def jacobian(self, flat: Tensor, h: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs (1, B, out) and derivatives along tangents (1, m, B, F), which are of shape (1, m, B, out)."""
