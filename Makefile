@@ -58,7 +58,7 @@ lab: env
 	@$(BIN)/jupyter lab notebooks $(ARGS)
 
 lock: env
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate --no-header \
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra test --no-annotate --no-header \
 	  --upgrade pyproject.toml -o requirements.lock
 	@echo 'requirements.lock is renewed; make test installs and tries it.'
 

@@ -13,7 +13,8 @@ import psmlib
 from psmlib.machine import paths
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
-DECLARED = [*PROJECT["dependencies"], *(r for rs in PROJECT["optional-dependencies"].values() for r in rs)]
+DECLARED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
+"""What the lock installs; the extra `bench` is left to those who want it."""
 LOCK = (paths.ROOT / "requirements.lock").read_text()
 PINS = [Requirement(line) for line in LOCK.splitlines() if line.strip() and not line.startswith("#")]
 CONDA = yaml.safe_load((paths.ROOT / "environment.yml").read_text())
