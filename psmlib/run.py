@@ -24,6 +24,7 @@ from typing import Any
 from psmlib.book.notebooks import Outcome, OutOfTime, Run, execute, run_within, staleness_key, toc_notebooks
 from psmlib.book.parameters import PROFILES, ParameterError, resolve, template_of
 from psmlib.machine import paths
+from psmlib.machine.files import FileError
 
 
 class Progress:
@@ -279,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _stop)
         paths.check_output()
         return options.function(options)
-    except (ParameterError, paths.OutputError) as error:
+    except (ParameterError, paths.OutputError, FileError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -26,11 +26,17 @@ def save(path: str | Path, tensors: dict[str, Tensor], about: dict) -> None:
         path: The file.
         tensors: Named tensors.
         about: A JSON-like description; ``load`` compares it.
+
+    Raises:
+        OSError: when it cannot be written.
     """
     held = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     text = json.dumps(about)
     with replacing(path) as new:
-        save_file(held, new, {"format": FORMAT, "about": text, "sha256": digest(held, text)})
+        try:
+            save_file(held, new, {"format": FORMAT, "about": text, "sha256": digest(held, text)})
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(str(error)) from None
 
 
 def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:

@@ -186,7 +186,7 @@ class NetworkStack:
             (Bank(2 x Plain of 30,952 parameters), 100)
         """
         tensors, about = checkpoint.load(path)
-        if about.get("arch") not in cls.architectures:
+        if about.get("arch") not in list(cls.architectures):
             raise ValueError(f"{path} does not hold the networks of {cls.__name__}: write it with {cls.__name__}.save")
         bank, numbers = object.__new__(cls), [about.get(name) for name in ("seed", "first", "whole")]
         if not isinstance(about.get("settings"), dict) or not all(type(number) is int for number in numbers):
@@ -199,10 +199,12 @@ class NetworkStack:
         rows = {len(tensor) for tensor in tensors.values() if tensor.dim()}
         if {name: rows.shape[1:] for name, rows in tensors.items()} != {k: (n,) for k, n in bank.row_sizes.items()}:
             raise ValueError(f"{path} holds other parameters than a {bank.description} has: train its networks anew")
-        if len(rows) != 1 or not 0 <= about["first"] <= about["first"] + min(rows) <= about["whole"]:
+        if len(rows) != 1 or not 0 <= about["first"] < about["first"] + min(rows) <= about["whole"]:
             raise ValueError(
                 f"{path} holds {rows} networks from {about['first']} on of {about['whole']}: train them anew"
             )
+        if not all(tensor.is_floating_point() for tensor in tensors.values()):
+            raise ValueError(f"{path} holds whole numbers where parameters should be: train its networks anew")
         if about.get("native") not in PREDICTIONS:
             raise ValueError(f"{path} does not say what its networks predict: train them anew")
         for name, rows in tensors.items():

@@ -17,7 +17,7 @@ import torch
 
 from psmlib.benchmarks.timing import Row, number
 from psmlib.machine import paths
-from psmlib.machine.files import write_atomic
+from psmlib.machine.files import read_text, reading, write_atomic
 from psmlib.machine.provenance import device_name, git_state
 
 STAMP = ("date", "commit", "dirty", "device", "threads", "python", "torch", "numpy", "scale")
@@ -33,16 +33,28 @@ def load(name: str, folder: Path | None = None) -> pd.DataFrame:
         folder: Where its file is; by default data/bench of the output folder, or else the repository's.
 
     Raises:
-        ValueError: when the file lacks a column.
+        ValueError: when the file lacks a column or is damaged.
     """
     folders = [Path(paths.BENCH), Path(paths.DATA) / "bench"] if folder is None else [folder]
     path = next((place / f"{name}.csv" for place in folders if (place / f"{name}.csv").exists()), None)
     if path is None:
         return pd.DataFrame(columns=list(COLUMNS))
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if missing := [column for column in COLUMNS if column not in frame]:
-        raise ValueError(f"{path.name} lacks the column {missing[0]!r}: another version wrote it, move it aside")
-    return frame.assign(**{column: pd.to_numeric(frame[column], errors="coerce") for column in NUMBERS})
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[str, pd.DataFrame]:
+    """The text of a file and its rows."""
+    with reading(path.name, "restore it, or move it aside to begin a new one"):
+        text = read_text(path)
+        header, *rows = csv.reader(io.StringIO(text), strict=True)
+        if missing := [column for column in COLUMNS if column not in header]:
+            raise ValueError(f"it lacks the column {missing[0]!r}, another version wrote it")
+        for line, row in enumerate(rows, 2):
+            if len(row) != len(header):
+                raise ValueError(f"row {line} has {len(row)} fields instead of {len(header)}")
+        frame = pd.DataFrame(rows, columns=header, dtype=str)
+        numbers = {column: pd.to_numeric(frame[column].mask(frame[column] == "")) for column in NUMBERS}
+        return text, frame.assign(**numbers)
 
 
 def latest(frame: pd.DataFrame, scales: tuple[str, ...] = ("full", "quick")) -> pd.DataFrame:
@@ -116,12 +128,12 @@ def check(path: Path) -> str:
     """The text of the file, or the header of a new one.
 
     Raises:
-        ValueError: when the file has other columns than we write.
+        ValueError: when the file has other columns than we write, or is damaged.
     """
     header = ",".join(COLUMNS) + "\n"
     if not path.exists():
         return header
-    text = path.read_text(encoding="utf-8")
+    text, _ = _read(path)
     if text.split("\n", 1)[0] != header.strip():
         raise ValueError(f"{path.name} has other columns than this version writes: move it aside to begin a new one")
     return text if text.endswith("\n") else text + "\n"

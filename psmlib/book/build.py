@@ -14,7 +14,7 @@ from docutils.nodes import make_id
 
 from psmlib.book.notebooks import toc_pages
 from psmlib.machine import paths
-from psmlib.machine.files import write_atomic
+from psmlib.machine.files import FileError, read_notebook, read_text, reading, write_atomic
 
 COPIED = ".psmlib-copied.json"  # in an output folder: what prepare has put there
 WRITTEN = ("_executed", "_generated", "_build")  # folders of the book that runs and builds write
@@ -55,21 +55,26 @@ def prepare() -> None:
 def _copied() -> dict[str, str]:
     """SHA-256 of what was copied to the output folder, by name."""
     try:
-        found = json.loads((paths.OUTPUT / COPIED).read_text(encoding="utf-8"))
+        with reading(paths.OUTPUT / COPIED, "name another folder in PSMLIB_OUTPUT"):
+            found = json.loads(read_text(paths.OUTPUT / COPIED))
+            for name, digest in found.items():
+                if not isinstance(digest, str) or not (paths.OUTPUT / name).resolve().is_relative_to(paths.OUTPUT):
+                    raise ValueError(f"it names {name}")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        fault = f"{paths.OUTPUT / COPIED} cannot be read ({error})"
-        raise paths.OutputError(f"{fault}: name another folder in PSMLIB_OUTPUT") from None
-    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+    except FileError as error:
+        raise paths.OutputError(str(error)) from None
+    return found
 
 
 def _digest(file: Path) -> str | None:
-    """SHA-256 of a file, or None where there is none."""
+    """SHA-256 of a file, None where there is none, nothing where it cannot be read and so is none that was copied."""
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except FileNotFoundError:
         return None
+    except OSError:
+        return ""
 
 
 def build() -> str:
@@ -91,7 +96,7 @@ def build() -> str:
     command += ["--config", paths.ROOT / "_config.yml", "--all", "-n", "-W", "--keep-going"]
     done = subprocess.run(command, cwd=paths.OUTPUT, capture_output=True, text=True, errors="replace")
     output = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
-    log.write_text(output, encoding="utf-8")
+    write_atomic(log, output)
     if done.returncode == 0:
         return ""
     lines = [line for line in output.splitlines() if re.search(r"WARNING|ERROR|error:|Error:", line)]
@@ -115,27 +120,31 @@ def expected(source: Path) -> Expected:
 
     Returns:
         Names, number of captioned tables, and number of images.
+
+    Raises:
+        FileError: when it is damaged.
     """
-    if source.suffix == ".md":
-        text = source.read_text(encoding="utf-8")
-        included = [source.parent / name for name in _INCLUDE.findall(text)]
-        texts = [text, *(f.read_text(encoding="utf-8") for f in included if f.is_file())]
-        return Expected({name for text in texts for name in _NAME.findall(text)})
-    page = Expected(set())
-    for cell in json.loads(source.read_text(encoding="utf-8"))["cells"]:
-        tags = set(cell["metadata"].get("tags", []))
-        if "remove-cell" in tags:
-            continue
-        if cell["cell_type"] == "markdown":
-            page.names.update(_NAME.findall("".join(cell["source"])))
-        elif "remove-output" not in tags:
-            _add_outputs(page, cell)
+    with reading(f"{source.parent.name}/{source.name}", "make it anew"):
+        if source.suffix == ".md":
+            text = read_text(source)
+            included = [source.parent / name for name in _INCLUDE.findall(text)]
+            texts = [text, *(read_text(f) for f in included if f.is_file())]
+            return Expected({name for text in texts for name in _NAME.findall(text)})
+        page = Expected(set())
+        for cell in read_notebook(source, "run it again")["cells"]:
+            tags = set(cell["metadata"].get("tags", []))
+            if "remove-cell" in tags:
+                continue
+            if cell["cell_type"] == "markdown":
+                page.names.update(_NAME.findall("".join(cell["source"])))
+            elif "remove-output" not in tags:
+                _add_outputs(page, cell)
     return page
 
 
 def _add_outputs(page: Expected, cell: dict) -> None:
     if name := cell["metadata"].get("mystnb", {}).get("figure", {}).get("name"):
-        page.names.add(name)
+        page.names.add(str(name))
     for output in cell.get("outputs", []):
         data = output.get("data", {})
         if any(kind.startswith("image/") for kind in data):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import yaml
 
 from psmlib.book import captions
 from psmlib.machine import paths
-from psmlib.machine.files import write_atomic
+from psmlib.machine.files import FileError, read_notebook, read_text, reading, write_atomic
 
 
 def toc_pages(toc: Path | None = None) -> list[str]:
@@ -28,6 +29,9 @@ def toc_pages(toc: Path | None = None) -> list[str]:
 
     Returns:
         Page names as they stand there, such as `"index"` or `"_executed/psm_toys"`.
+
+    Raises:
+        FileError: If it is damaged.
     """
 
     def walk(node: Mapping[str, Any]) -> Iterable[str]:
@@ -37,7 +41,11 @@ def toc_pages(toc: Path | None = None) -> list[str]:
                 yield from walk(item)
 
     toc = toc or paths.ROOT / "book" / "_toc.yml"
-    return list(walk(yaml.safe_load(toc.read_text(encoding="utf-8"))))
+    with reading(toc.name, "restore it from the repository"):
+        pages = list(walk(yaml.safe_load(read_text(toc))))
+        if not pages or not all(isinstance(page, str) for page in pages):
+            raise ValueError(f"it lists {pages}")
+        return pages
 
 
 def toc_notebooks() -> list[str]:
@@ -47,7 +55,13 @@ def toc_notebooks() -> list[str]:
 
 def metadata(template: Path) -> dict[str, Any]:
     """Return a notebook's own `psmlib` metadata: `tables`, `title` and, if it reads other results, `uses`."""
-    return json.loads(template.read_text(encoding="utf-8"))["metadata"].get("psmlib", {})
+    document = read_notebook(template)
+    with reading(f"{template.parent.name}/{template.name}", "restore it from the repository"):
+        about = document["metadata"].get("psmlib", {})
+        lists = [about.get(name, []) for name in ("tables", "uses")]
+        if not all(isinstance(entry, str) for entries in lists for entry in entries):
+            raise ValueError(f"its tables and uses are {lists}")
+    return about
 
 
 def staleness_key(template: Path, parameters: Mapping[str, Any]) -> str:
@@ -100,8 +114,8 @@ class Run:
 
     def __post_init__(self):
         texts = [self.key, *self.outputs, *self.outputs.values()]
-        if not all(isinstance(text, str) for text in texts) or not isinstance(self.seconds, int | float):
-            raise TypeError("not the files of a run")
+        if not all(isinstance(text, str) for text in texts) or not 0 <= self.seconds < math.inf:
+            raise ValueError("no record of a run")
 
     @classmethod
     def of(cls, name: str, key: str, outcome: "Outcome") -> "Run":
@@ -118,10 +132,9 @@ class Run:
     @classmethod
     def load(cls, name: str) -> "Run | None":
         """Return the record of a notebook's last complete run, or None."""
-        try:
-            return cls(**json.loads(cls.path(name).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-            return None
+        with suppress(OSError, FileError), reading(cls.path(name), "run it again"):
+            return cls(**json.loads(read_text(cls.path(name))))
+        return None
 
     def save(self, name: str) -> None:
         """Write the record beside the executed notebook."""
@@ -135,7 +148,7 @@ class Run:
     def _whole(self, file: str) -> bool:
         try:
             return hashlib.sha256((paths.OUTPUT / file).read_bytes()).hexdigest() == self.outputs[file]
-        except OSError:
+        except (OSError, ValueError):  # a damaged record may name what no file can be called
             return False
 
 
@@ -244,12 +257,13 @@ def _environment() -> dict[str, str]:
 
 def _prepare_for_the_book(output: Path, template: Path) -> None:
     """Completes the captions, and removes what is not to be published: default parameters, and papermill's paths."""
-    document = json.loads(output.read_text(encoding="utf-8"))
-    tagged = [set(cell["metadata"].get("tags", [])) for cell in document["cells"]]
-    if any("injected-parameters" in tags for tags in tagged):
-        document["cells"] = [c for c, tags in zip(document["cells"], tagged, strict=True) if "parameters" not in tags]
-    captions.complete(document)
-    document["metadata"]["papermill"] |= {"input_path": template.name, "output_path": output.name}
+    with reading(f"{output.parent.name}/{output.name}", "run it again"):
+        document = read_notebook(output, "run it again")
+        tags = [set(cell["metadata"].get("tags", [])) for cell in document["cells"]]
+        if any("injected-parameters" in own for own in tags):
+            document["cells"] = [c for c, own in zip(document["cells"], tags, strict=True) if "parameters" not in own]
+        captions.complete(document)
+        document["metadata"]["papermill"] |= {"input_path": template.name, "output_path": output.name}
     write_atomic(output, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -262,15 +276,12 @@ def _written_since(began: float) -> list[str]:
 
 def _reason(output: Path, log: Path, status: int) -> str:
     """Return why a run failed, in a few words, from the partial notebook or else from papermill's log."""
-    try:
-        cells = json.loads(output.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError):
-        cells = []
-    for number, cell in enumerate(cells):
-        for result in cell.get("outputs", []):
-            if result.get("output_type") == "error":
-                message = " ".join(str(result.get("evalue", "")).split())
-                return f"cell {number}: {result.get('ename')}: {message}"
+    with suppress(OSError, FileError), reading(output, "run it again"):
+        for number, cell in enumerate(read_notebook(output)["cells"]):
+            for result in cell.get("outputs", []):
+                if result.get("output_type") == "error":
+                    message = " ".join(str(result.get("evalue", "")).split())
+                    return f"cell {number}: {result.get('ename')}: {message}"
     if status < 0:
         return f"ended by signal {-status} (9 is sent when memory is exhausted)"
     lines = [line for line in map(str.strip, log.read_text(encoding="utf-8", errors="replace").split("\n")) if line]

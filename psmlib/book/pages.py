@@ -20,7 +20,7 @@ from psmlib.book.paper_values import exhibits, paper_values
 from psmlib.book.record import STRENGTH, read
 from psmlib.data.archives import registry
 from psmlib.machine import paths
-from psmlib.machine.files import write_atomic
+from psmlib.machine.files import read_text, write_atomic
 
 PAPER_TITLES: dict[str, str] = {
     "psm": "Parallel score matching", "diffusion_time": "Diffusion times",
@@ -55,7 +55,7 @@ def write() -> list[str]:
 
 def descriptions() -> dict[tuple[str, str], str]:
     """Return what each paper table reports: the comment above its cells in `data/paper_values.toml`."""
-    text = paths.PAPER_VALUES.read_text(encoding="utf-8")
+    text = read_text(paths.PAPER_VALUES)
     return {(paper, table): what.strip() for paper, table, what in _HEADING.findall(text)}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from psmlib.machine import paths
-from psmlib.machine.files import DAMAGED, read_text
+from psmlib.machine.files import read_text, reading
 from psmlib.standard_errors import Estimate, estimate
 
 _CELL = ("paper", "table", "row", "column", "metric")
@@ -84,18 +84,19 @@ def exhibits() -> dict[tuple[str, str], str]:
 
 @functools.cache
 def _read(path: Path) -> dict:
-    try:
+    with reading(path.name, "restore it from the repository"):
         document = tomllib.loads(read_text(path), parse_float=Printed)
-        cells, shown = document["cell"], document["exhibit"]
-        counts = {"numbers": (len(cells), document["count"]), "exhibits": (len(shown), document["exhibits"])}
-        whole = all(isinstance(c["value"], int | float) for c in cells)
-        whole = whole and all(isinstance(item[k], str) for item in shown for k in ("paper", "name", "what"))
-    except DAMAGED as error:
-        raise ValueError(f"{path.name} cannot be read ({error}): restore it from the repository") from None
-    for what, (found, named) in counts.items():
-        if found != named or not whole:
-            raise ValueError(f"{path.name} has {found} {what} where it names {named}: restore it from the repository")
-    return document
+        for what, name in (("cell", "count"), ("exhibit", "exhibits")):
+            if len(document[what]) != document[name]:
+                raise ValueError(f"it has {len(document[what])} of [[{what}]] where it names {document[name]}")
+        for cell in document["cell"]:
+            texts = [cell[name] for name in (*_CELL, "dataset", "unit", "note")]
+            if not all(isinstance(text, str) for text in texts) or not math.isfinite(cell["value"]):
+                raise ValueError(f"it has the cell {cell}")
+        for item in document["exhibit"]:
+            if not all(isinstance(item[name], str) for name in ("paper", "name", "what")):
+                raise ValueError(f"it has the exhibit {item}")
+        return document
 
 
 @functools.cache

@@ -9,8 +9,6 @@ called directly.
 import ast
 import difflib
 import io
-import json
-import logging
 import math
 import re
 import sys
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from psmlib.machine import paths
+from psmlib.machine.files import read_notebook, reading
 
 PROFILES: tuple[str, ...] = ("record", "smoke", "quick", "gpu", "night", "paper")
 COMPUTES = "# Compute:"  # how the cells begin that profile record leaves out
@@ -57,26 +56,18 @@ def declared(template: Path) -> dict[str, Any]:
         Names and default values, in the order of the cell.
 
     Raises:
-        ParameterError: If the notebook is missing or names no kernel, or declares nothing but literals.
+        ParameterError: If the notebook is missing or names no kernel, or declares anything but literals.
+        FileError: If it is damaged.
     """
-    from papermill import inspect_notebook  # takes half a second, which other commands need not wait for
-
     if not template.is_file():
         known = ", ".join(sorted(p.stem for p in template.parent.glob("*.ipynb"))) or "none"
         raise ParameterError(f"There is no notebook {template.stem!r}: notebooks/ has {known}.")
-    logging.getLogger("papermill").setLevel(logging.WARNING)
-    try:
-        found = inspect_notebook(template)
-    except ValueError:
-        raise ParameterError(f"{template.stem} names no kernel: set its kernelspec to python3.") from None
-    if not found:
-        raise ParameterError(f"{template.stem} has no parameters: tag a cell of literals 'parameters'.")
     values = {}
-    for name, entry in found.items():
+    for name, node, _ in _assignments(template):
         try:
-            values[name] = ast.literal_eval(entry["default"])
-        except (ValueError, SyntaxError):
-            text = f"{template.stem} sets {name} = {entry['default']} in its parameters cell: write a literal."
+            values[name] = ast.literal_eval(node)
+        except ValueError:
+            text = f"{template.stem} sets {name} = {ast.unparse(node)} in its parameters cell: write a literal."
             raise ParameterError(text) from None
     return values
 
@@ -179,15 +170,28 @@ def _compute(wanted: bool) -> None:
 
 def comments(template: Path) -> dict[str, str]:
     """What the parameters cell of a notebook says beside each parameter, by name; empty where it says nothing."""
-    cells = json.loads(template.read_text(encoding="utf-8-sig"))["cells"]
-    source = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    beside = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    found = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+    return {name: said for name, _, said in _assignments(template)}
+
+
+def _assignments(template: Path) -> list[tuple[str, ast.expr, str]]:
+    """Each name that the parameters cell sets, to what, and the comment beside it."""
+    document = read_notebook(template)
+    with reading(f"{template.parent.name}/{template.name}", "restore it from the repository"):
+        kernel = document["metadata"].get("kernelspec", {}).get("name")
+        cells = [c for c in document["cells"] if "parameters" in c["metadata"].get("tags", [])]
+        source = "".join(cells[0]["source"]) if cells else ""
+        body = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        beside = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+        found = []
+        for node in body:
             lines = range(node.lineno, node.end_lineno + 1)
-            found[node.targets[0].id] = next((beside[line] for line in lines if line in beside), "")
+            said = next((beside[line] for line in lines if line in beside), "")
+            found += [(target.id, node.value, said) for target in node.targets if isinstance(target, ast.Name)]
+    if not kernel:
+        raise ParameterError(f"{template.stem} names no kernel: set its kernelspec to python3.")
+    if not found:
+        raise ParameterError(f"{template.stem} has no parameters: tag a cell of literals 'parameters'.")
     return found
 
 

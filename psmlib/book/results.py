@@ -21,7 +21,7 @@ from psmlib.book.formatting import ROUNDING, value_and_error
 from psmlib.machine import paths
 from psmlib.machine.checks import check_choice
 from psmlib.machine.deadline import Unfinished
-from psmlib.machine.files import DAMAGED, read_text, write_atomic
+from psmlib.machine.files import read_text, reading, write_atomic
 from psmlib.machine.parallel import parallel_map
 from psmlib.machine.provenance import device_name, git_state, peak_gpu_memory, peak_memory, source_hash, versions
 from psmlib.standard_errors import Estimate, estimate, holm
@@ -372,8 +372,7 @@ def load(profile: str, notebook: str) -> Results:
     path = _path(profile, notebook)
     results = Results(notebook, profile)
     where = f"data/results/{profile}/{notebook}.json"
-    again = f"run python -m psmlib.run notebook {notebook} --profile {profile}"
-    try:
+    with reading(where, f"run python -m psmlib.run notebook {notebook} --profile {profile}"):
         document = json.loads(read_text(path))
         version = document["provenance"].get("format", FORMAT)  # files of older runs have none
         if version != FORMAT:
@@ -386,11 +385,6 @@ def load(profile: str, notebook: str) -> Results:
         results.parameters = dict(results.provenance["parameters"])
         results.seeds = results.provenance["seeds"]
         results._arrays = _unpacked(profile, notebook, results.provenance.get("arrays_sha256"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{where} is not there: {again}") from None
-    except DAMAGED as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{where} cannot be read ({reason}): {again}") from error
     results._loaded = True
     return results
 

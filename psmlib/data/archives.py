@@ -6,12 +6,11 @@ before it is opened. Nothing is unpacked under data/raw, which may be read-only.
 
 import hashlib
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from pathlib import Path
 
-from psmlib.machine import paths
+from psmlib.machine import files, paths
 
 
 @cache
@@ -22,7 +21,8 @@ def registry() -> dict[str, dict]:
         >>> registry()["digits"]["levels"]
         17
     """
-    return tomllib.loads((Path(__file__).parent / "registry.toml").read_text(encoding="utf-8"))
+    with files.reading("registry.toml", "install psmlib anew"):
+        return tomllib.loads(files.read_text(Path(__file__).parent / "registry.toml"))
 
 
 def size_in_words(size: int) -> str:
@@ -131,14 +131,7 @@ def _download(name: str, file: dict) -> None:
         raise FileNotFoundError(f"{failed}: {put}") from error
 
 
-@contextmanager
-def reading(name: str, path: Path) -> Iterator[None]:
+def reading(name: str, path: Path) -> AbstractContextManager[None]:
     """Turns any error while reading a file into one sentence about that file."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file can fail in many ways
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        again = f"get it again from {registry()[name]['page']}"
-        raise ValueError(f"{shown_path(path)} cannot be read as a file of {name} ({reason}): {again}") from error
+    again = f"get it again from {registry()[name]['page']}"
+    return files.reading(shown_path(path), again, f" as a file of {name}")

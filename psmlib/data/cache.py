@@ -1,13 +1,15 @@
 """Arrays too large for memory, or slow to make, kept as memory-mapped files in data/cache."""
 
 import math
+import zlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from psmlib.machine import paths
-from psmlib.machine.files import replacing
+from psmlib.machine.files import FileError, reading, replacing
 from psmlib.machine.memory import check_memory
 
 
@@ -19,8 +21,8 @@ def folder() -> Path:
 def memory_mapped(stem: str, shape: tuple[int, ...], pieces: Callable[[], Iterable[np.ndarray]]) -> np.ndarray:
     """A uint8 array read from data/cache, where it is written first if it is missing.
 
-    The file is written piece by piece and renamed when it is complete. Where nothing can be written, the array is
-    made in memory instead.
+    The file is written piece by piece and renamed when it is complete. A checksum follows the array; a damaged file is
+    made anew. Where nothing can be written, the array is made in memory instead.
 
     Args:
         stem: Name of the file without its ending; different contents need different names.
@@ -41,20 +43,24 @@ def memory_mapped(stem: str, shape: tuple[int, ...], pieces: Callable[[], Iterab
         # not through a memory map, where a full disk kills the process
         with replacing(path) as new, open(new, "wb") as file:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            checksum = 0
             for piece in _counted(pieces(), shape, stem):
                 file.write(np.ascontiguousarray(piece))
+                checksum = zlib.crc32(np.ascontiguousarray(piece), checksum)
+            file.write(checksum.to_bytes(4))
         return np.load(path, mmap_mode="c")
     except OSError:
         return _in_memory(stem, shape, pieces)
 
 
 def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The cached array, if the file is there and complete."""
-    try:
-        array = np.load(path, mmap_mode="c")
-    except (OSError, ValueError, EOFError):
-        return None
-    return array if array.shape == shape and array.dtype == np.uint8 else None
+    """The cached array, if the file is there and as it was written."""
+    with suppress(OSError, FileError), reading(path, "make it anew"):
+        array, end = np.load(path, mmap_mode="c"), path.stat().st_size
+        checksum = np.fromfile(path, np.uint8, offset=end - 4).tobytes()
+        if array.shape == shape and array.dtype == np.uint8 and array.offset + array.nbytes + 4 == end:
+            return array if zlib.crc32(array) == int.from_bytes(checksum) else None
+    return None
 
 
 def _counted(pieces: Iterable[np.ndarray], shape: tuple[int, ...], stem: str) -> Iterable[np.ndarray]:

@@ -24,6 +24,7 @@ from psmlib.data.toys import Mixture
 from psmlib.diffusion_time import dirichlet_mixture
 from psmlib.diffusion_time.dirichlet_mixture import GaussianMixture
 from psmlib.diffusion_time.noised_data import check_time, diffused_data, standard_normal
+from psmlib.machine.files import reading
 from psmlib.nets.glow import Glow
 from psmlib.process import Process, Shortened
 
@@ -156,13 +157,19 @@ def load(path: str | Path, process: Process, T: float) -> Auxiliary:
     tensors, found = checkpoint.load(path)
     if found.get("kind") not in ("mixture", "glow"):
         raise ValueError(f"{path} does not hold an auxiliary model: write it with Auxiliary.save")
-    _check_same(found["name"], found["process"], found["T"], process, T)
-    if found["kind"] == "mixture":
-        law = GaussianMixture(**tensors, covariance=found["covariance"])
-    else:
-        law = Glow(found["shape"], **found["settings"], dtype=tensors["top.shift"].dtype)
-        law.load_state_dict(tensors)
-    return Auxiliary(law, process, T, found["shape"], found["name"], found["about"])
+    with reading(path, "fit it anew"):
+        name, its_process, its_T, shape = found["name"], str(found["process"]), float(found["T"]), found["shape"]
+        if found["kind"] == "mixture":
+            law = GaussianMixture(**tensors, covariance=found["covariance"])
+            sound = law.means.shape[1] == math.prod(shape)
+        else:
+            law = Glow(shape, **found["settings"], dtype=tensors["top.shift"].dtype)
+            sound = {k: t.dtype for k, t in tensors.items()} == {k: t.dtype for k, t in law.state_dict().items()}
+            law.load_state_dict(tensors)
+        if not sound or not isinstance(name, str) or not isinstance(found["about"], dict):
+            raise ValueError("its parts do not fit together")
+    _check_same(name, its_process, its_T, process, T)
+    return Auxiliary(law, process, T, shape, name, found["about"])
 
 
 class _Noise:

@@ -122,11 +122,10 @@ def train(data: Images, seed: int = 0, settings: ClassifierSettings = DEFAULT) -
         >>> round(accuracy(train(digits, settings=ClassifierSettings(epochs=2)), digits), 1)
         0.9
     """
-    if data.train_labels is None or data.validation_labels is None:
-        raise ValueError(f"{data.name} has no labels to train a classifier on: use digits, mnist or cifar10")
+    classes = _classes(data)
     x, y = to_bytes(data.train, data.levels), data.train_labels
     x_held, y_held = to_bytes(data.validation, data.levels), data.validation_labels
-    net = DigitClassifier(data.shape, int(y.max()) + 1, settings, seed)
+    net = DigitClassifier(data.shape, classes, settings, seed)
     net.centre.fill_(x.double().mean() / 255)
     net.spread.fill_(x.double().std() / 255)
     order, best, kept = stream(seed, 1), math.inf, {}
@@ -145,6 +144,13 @@ def train(data: Images, seed: int = 0, settings: ClassifierSettings = DEFAULT) -
     net.unit.copy_(net.features(x).var(0).mean().sqrt())
     net.layers[-1].weight.mul_(net.unit)
     return net
+
+
+def _classes(data: Images) -> int:
+    """Number of classes of the training images."""
+    if data.train_labels is None or data.validation_labels is None:
+        raise ValueError(f"{data.name} has no labels to train a classifier on: use digits, mnist or cifar10")
+    return int(data.train_labels.max()) + 1
 
 
 def accuracy(net: DigitClassifier, data: Images, split: str = "test") -> float:
@@ -174,11 +180,10 @@ def classifier(data: Images, seed: int = 0, settings: ClassifierSettings = DEFAU
     path = paths.OUTPUT / "data" / "cache" / "classifier" / f"{data.name}_{seed}.safetensors"
     about = {"data": data.sha256, "settings": asdict(settings), "seed": seed}
     try:
-        tensors, _ = checkpoint.load(path, about)
-        net = DigitClassifier(data.shape, len(tensors["layers.2.bias"]), settings)
-        net.load_state_dict(tensors)
+        net = DigitClassifier(data.shape, _classes(data), settings)
+        net.load_state_dict(checkpoint.load(path, about, net.state_dict())[0])
         return net.eval().requires_grad_(False)
-    except (ValueError, KeyError, RuntimeError):
+    except ValueError:
         pass  # no file, a damaged one, or that of another run
     net = train(data, seed, settings)
     with suppress(OSError):

@@ -8,9 +8,10 @@ them for readers.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from psmlib.data.toys import TOYS, Mixture, load_toy, two_gaussians
-from psmlib.exact.cross_entropy import compute, fingerprint
+from psmlib.exact.cross_entropy import compute, fingerprint, with_digest
 from psmlib.machine import paths
 from psmlib.machine.files import write_atomic
 from psmlib.process import EDM, VP, OTFlow, Process
@@ -45,8 +46,13 @@ def main() -> None:
     for each in standard():
         rows.append(row(*each))
         print(json.dumps(rows[-1]), flush=True)
-    made = dict(made_by="python -m psmlib.evaluation.exact_values", unit="nats", values=rows)
-    print("wrote", write_atomic(paths.EXACT_VALUES, json.dumps(made, indent=1) + "\n"))
+    print("wrote", write(rows))
+
+
+def write(rows: list[dict]) -> Path:
+    """Writes the file."""
+    made = dict(made_by="python -m psmlib.evaluation.exact_values", unit="nats", **with_digest(rows))
+    return write_atomic(paths.EXACT_VALUES, json.dumps(made, indent=1) + "\n")
 
 
 if __name__ == "__main__":

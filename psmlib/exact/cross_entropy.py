@@ -28,7 +28,7 @@ from psmlib.exact.cubature import cubature
 from psmlib.exact.expectations import component_average
 from psmlib.exact.mixture import DiffusedMixture
 from psmlib.machine import paths
-from psmlib.machine.files import DAMAGED, read_text
+from psmlib.machine.files import read_text, reading
 from psmlib.process import EDM, Process
 
 CLOSE = 1e-6
@@ -105,11 +105,20 @@ def fingerprint(mixture: Components, alpha: float = 1.0) -> str:
 def _known() -> dict[str, list[dict]]:
     """Rows by fingerprint: those of the file, to which the computed ones are added."""
     found = defaultdict(list)
-    try:
-        rows = json.loads(read_text(paths.EXACT_VALUES))["values"] if paths.EXACT_VALUES.is_file() else []
-        for row in rows:
+    with reading(paths.EXACT_VALUES.name, "make it anew by python -m psmlib.evaluation.exact_values"):
+        made = json.loads(read_text(paths.EXACT_VALUES)) if paths.EXACT_VALUES.exists() else with_digest([])
+        if made != made | with_digest(made["values"]):
+            raise ValueError("its digest is another")
+        for row in made["values"]:
             found[row["mixture"]].append({name: float(row[name]) for name in ("alpha", "sigma", "value", "error")})
-    except DAMAGED as error:
-        fault = f"{paths.EXACT_VALUES.name} cannot be read ({error})"
-        raise ValueError(f"{fault}: make it anew by python -m psmlib.evaluation.exact_values") from None
     return found
+
+
+def with_digest(rows: list[dict]) -> dict:
+    """Values with their SHA-256, so that a changed digit is noticed.
+
+    Example:
+        >>> with_digest([{"value": 1.5}])["sha256"][:8]
+        'df6ff6d3'
+    """
+    return {"sha256": hashlib.sha256(json.dumps(rows).encode()).hexdigest(), "values": rows}

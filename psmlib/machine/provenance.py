@@ -6,12 +6,14 @@ import json
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from psmlib import __version__
 from psmlib.machine import paths
+from psmlib.machine.files import FileError, read_notebook
 
 
 def source_hash(notebook: str) -> str:
@@ -21,8 +23,11 @@ def source_hash(notebook: str) -> str:
         digest.update(path.relative_to(paths.PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     template = paths.NOTEBOOKS / f"{notebook}.ipynb"
     if template.is_file():
-        cells = json.loads(template.read_text(encoding="utf-8"))["cells"]
-        digest.update(json.dumps([(c["cell_type"], "".join(c["source"])) for c in cells]).encode())
+        content = template.read_bytes()
+        with suppress(FileError):  # results are not lost because somebody is just writing their notebook
+            cells = read_notebook(template)["cells"]
+            content = json.dumps([(c["cell_type"], "".join(c["source"])) for c in cells]).encode()
+        digest.update(content)
     return digest.hexdigest()
 
 

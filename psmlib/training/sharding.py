@@ -19,7 +19,7 @@ from psmlib.bank import checkpoint
 from psmlib.bank.image_bank import ImageBank
 from psmlib.bank.mlp_bank import Bank
 from psmlib.bank.stack import NetworkStack
-from psmlib.machine.files import write_atomic
+from psmlib.machine.files import FileError, read_text, reading, write_atomic
 from psmlib.machine.memory import check_memory
 from psmlib.partition import Partition
 from psmlib.process import Process
@@ -107,15 +107,25 @@ def joined(folder: str | Path) -> tuple[Bank, Bank | None] | tuple[ImageBank, Im
     """The bank that a folder of :func:`fit_sharded` holds, and its moving average or None, on the CPU.
 
     Raises:
-        ValueError: when groups are missing.
+        ValueError: when groups are missing or damaged.
     """
     folder = Path(folder)
-    parts = {kind: sorted(folder.glob(f"{kind}-*.safetensors")) for kind in ("networks", "average")}
+    parts = {part: sorted(folder.glob(f"{part}-*.safetensors")) for part in ("networks", "average")}
     if not parts["networks"]:
         raise ValueError(f"{folder} holds no finished group of a bank: train with fit_sharded first")
-    name = json.loads((folder / "run.json").read_text(encoding="utf-8"))["kind"]
-    kind = next(kind for kind in STEPS if kind.__name__ == name)
-    return tuple(kind.joined(kind.load(path)[0] for path in paths) if paths else None for paths in parts.values())
+    name = _made_by(folder).get("kind")
+    with reading(folder, "train what is missing or damaged with fit_sharded"):
+        kind = {kind.__name__: kind for kind in STEPS}[name]
+        return tuple(kind.joined(_part(kind, path) for path in paths) if paths else None for paths in parts.values())
+
+
+def _part(kind: type, path: Path) -> NetworkStack:
+    """The networks of a file, which must be those of its name."""
+    bank, _ = kind.load(path)
+    group = range(bank.first, bank.first + len(bank))
+    if path.name != _path(path.parent, path.name.partition("-")[0], group).name:
+        raise FileError(f"{path} holds other networks than its name says: delete it and train them anew")
+    return bank
 
 
 def _begin(
@@ -157,13 +167,17 @@ def _train(make: Make, group: range, run: tuple, folder: Path, settings: dict, f
 
 def _check_folder(folder: Path, made_by: dict) -> None:
     """Refuses a folder of another run."""
+    if any(folder.glob("*.safetensors")):  # a run that ended before it had trained anything binds nobody
+        checkpoint.check_same(_made_by(folder), made_by, str(folder / "run.json"), "train", "in another folder")
+
+
+def _made_by(folder: Path) -> dict:
+    """What a folder with networks remembers of their run."""
     file = folder / "run.json"
-    if not any(folder.glob("*.safetensors")):
-        return  # a run that ended before it had trained anything binds nobody
     if not file.exists():
         raise ValueError(f"{folder} holds networks but no run.json that tells how they were made: use another folder")
-    found = json.loads(file.read_text(encoding="utf-8"))
-    checkpoint.check_same(found, made_by, str(folder), "train", "in another folder")
+    with reading(file, "use another folder"):
+        return dict(json.loads(read_text(file)))
 
 
 def _path(folder: Path, kind: str, group: range) -> Path:
