@@ -280,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _stop)
         paths.check_output()
         return options.function(options)
-    except (ParameterError, paths.OutputError, FileError) as error:
+    except (ParameterError, FileError, OSError, paths.OutputError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -394,7 +394,8 @@ KINDS = {  # what makes it; what may change what is read: nothing, a text that i
 }
 for name, (*_, members) in SETS.items():
     KINDS[name] = (data_set(name, known=name != "imagenet64"), "", False)  # that has no checksum but its own CRC-32
-    KINDS[f"{name}, checksum unknown"] = (data_set(name, known=False), "all", False)
+    if name != "imagenet64":
+        KINDS[f"{name}, checksum unknown"] = (data_set(name, known=False), "all", False)
     KINDS[f"{name}, member"] = (data_set(name, known=False, member=next(iter(members))), "all", False)
 
 
@@ -497,7 +498,8 @@ def refusal(error, path):
     """Whether an error is a sentence of ours that names the file, or one beside it that does not fit to it."""
     last, text = traceback.extract_tb(error.__traceback__)[-1], str(error)
     ours = Path(last.filename).is_relative_to(paths.PACKAGE) and last.line.startswith("raise")
-    names = {path.name, path.stem if path.suffix == ".ipynb" else path.name, *(f.name for f in path.parent.iterdir())}
+    names = {path.name, path.stem if path.suffix == ".ipynb" else path.name, str(path.parent)}
+    names |= {file.name for file in path.parent.iterdir()}
     sentence = "\n" not in text and ": " in text and len(text) < 700 and any(name in text for name in names)
     return ours and sentence and isinstance(error, ValueError | FileNotFoundError)
 

@@ -161,14 +161,15 @@ def load(path: str | Path, process: Process, T: float) -> Auxiliary:
         name, its_process, its_T, shape = found["name"], str(found["process"]), float(found["T"]), found["shape"]
         if found["kind"] == "mixture":
             law = GaussianMixture(**tensors, covariance=found["covariance"])
-            sound = law.means.shape[1] == math.prod(shape)
+            held, sound = vars(law), law.means.shape[1] == math.prod(shape)
         else:
             law = Glow(shape, **found["settings"], dtype=tensors["top.shift"].dtype)
-            sound = {k: t.dtype for k, t in tensors.items()} == {k: t.dtype for k, t in law.state_dict().items()}
             law.load_state_dict(tensors)
+            held, sound = law.state_dict(), True
+        sound = sound and all(held[key].dtype == tensor.dtype for key, tensor in tensors.items())
         if not sound or not isinstance(name, str) or not isinstance(found["about"], dict):
             raise ValueError("its parts do not fit together")
-    _check_same(name, its_process, its_T, process, T)
+    _check_same(f"{name} in {path}", its_process, its_T, process, T)
     return Auxiliary(law, process, T, shape, name, found["about"])
 
 

@@ -19,7 +19,7 @@ from psmlib.bank import checkpoint
 from psmlib.bank.image_bank import ImageBank
 from psmlib.bank.mlp_bank import Bank
 from psmlib.bank.stack import NetworkStack
-from psmlib.machine.files import FileError, read_text, reading, write_atomic
+from psmlib.machine.files import read_text, reading, write_atomic
 from psmlib.machine.memory import check_memory
 from psmlib.partition import Partition
 from psmlib.process import Process
@@ -116,16 +116,7 @@ def joined(folder: str | Path) -> tuple[Bank, Bank | None] | tuple[ImageBank, Im
     name = _made_by(folder).get("kind")
     with reading(folder, "train what is missing or damaged with fit_sharded"):
         kind = {kind.__name__: kind for kind in STEPS}[name]
-        return tuple(kind.joined(_part(kind, path) for path in paths) if paths else None for paths in parts.values())
-
-
-def _part(kind: type, path: Path) -> NetworkStack:
-    """The networks of a file, which must be those of its name."""
-    bank, _ = kind.load(path)
-    group = range(bank.first, bank.first + len(bank))
-    if path.name != _path(path.parent, path.name.partition("-")[0], group).name:
-        raise FileError(f"{path} holds other networks than its name says: delete it and train them anew")
-    return bank
+        return tuple(kind.joined(kind.load(path)[0] for path in paths) if paths else None for paths in parts.values())
 
 
 def _begin(
