@@ -242,7 +242,7 @@ def this_run(results: Results, record: Record, *, name: str) -> None:
         line = {"table": row["table"], "cell": cell, "this run": fmt(row["value"], row["stderr"])}
         line["on record"] = fmt(row["recorded"], row["recorded_stderr"])
         lines.append(line | {"of": row["recorded_profile"], "agreement": row["agreement"]})
-    odd = sum("no" in line["agreement"] for line in lines)
+    odd = sum("**no**" in line["agreement"] for line in lines)
     caption = f"This run, of profile {results.profile}, beside the record. "
     caption += f"{odd} of {len(lines)} cells disagree at the same budget." if odd else ""
     table(lines, name, caption, css="psm-table psm-record")

@@ -9,6 +9,7 @@ from markdown_it import MarkdownIt
 
 from psmlib.book import report
 from psmlib.book.paper_values import paper_values
+from psmlib.book.record import Record
 from psmlib.book.results import Results, load
 from psmlib.machine import paths
 
@@ -286,3 +287,12 @@ def test_a_sentence_takes_its_numbers_from_variables(capsys):
 def test_a_sentence_refuses_typed_and_mismatched_numbers(template, numbers, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         report.sentence(template, **numbers)
+
+
+def test_a_cell_at_another_budget_is_not_said_to_disagree(capsys):
+    weak, strong = Results("nb", "smoke", rows=NLL), Results("nb", "night", rows=NLL)
+    for run, value, updates in ((weak, 0.9, 50), (strong, 0.6, 8000)):
+        run.add(row="TY", column="SA-DPM", value=(value, 0.001), budget={"updates": updates})
+    report.this_run(weak, Record([strong]), name="tab-run")
+    said = capsys.readouterr().out
+    assert "another budget" in said and "disagree" not in said
