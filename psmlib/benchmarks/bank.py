@@ -15,14 +15,17 @@ and moments, read and written once, with batches, activations and deltas written
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import pandas as pd
 import torch
 
 from psmlib.bank.mlp_bank import Bank
 from psmlib.benchmarks import device as roof
+from psmlib.benchmarks import records
 from psmlib.benchmarks.bank_contestants import LR, STAGES, Contestant, Loop, OneByOne, Ours, Products, Vmap
 from psmlib.benchmarks.timing import DeviceSettings, Row, agreement, interleave, rows, work_space
 from psmlib.kernels import fused_updates
@@ -72,6 +75,28 @@ def traffic(widths: tuple[int, ...], networks: int, batch: int) -> float:
     parameters = sum((a + 1) * b for a, b in zip(widths, widths[1:], strict=False))
     numbers = 2 * (2 * sum(widths) - widths[0] - widths[-1]) + widths[0] + widths[-1]
     return 4.0 * networks * (6 * parameters + batch * numbers)
+
+
+def places(rows: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """Where the contestants stand under a roofline: necessary operations a byte, and the measured rate [GFLOP/s].
+
+    Args:
+        rows: Of one device, from :func:`psmlib.benchmarks.records.latest`.
+
+    Example:
+        >>> about = dict(case="10 networks of 4-100-150-100-2, batch 512, cpu", measure="arithmetic of a step")
+        >>> {k: (round(a), b) for k, (a, b) in places(pd.DataFrame([about | dict(method="vmap", q50=9.0)])).items()}
+        {'training: vmap': (26, 9.0)}
+    """
+    measured = rows[rows["measure"] == "arithmetic of a step"]
+    found = {}
+    for case, method in zip(measured["case"], measured["method"], strict=True):
+        networks, widths, batch = re.match(r"(\d+) networks of ([\d-]+), batch (\d+)", case).groups()
+        size = tuple(map(int, widths.split("-"))), int(networks), int(batch)
+        rate = records.figure(measured, method, "arithmetic of a step")
+        if rate:
+            found[f"training: {method}"] = operations(*size) / traffic(*size), rate[1]
+    return found
 
 
 def contestants(settings: Settings) -> dict[str, Contestant]:

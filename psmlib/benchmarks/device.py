@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 
+import pandas as pd
 import torch
 
+from psmlib.benchmarks import records
 from psmlib.benchmarks.timing import DeviceSettings, Row, Times, interleave
 from psmlib.kernels.tf32 import product_precision
 
@@ -68,6 +70,17 @@ def ceilings(case: str, settings: Settings) -> Iterator[Row]:
     for name, (work, times) in measure(settings).items():
         unit = "GFLOP/s" if "product" in name else "GB/s"
         yield Row.timed(case, "torch", name, unit, times, lambda seconds, work=work: 1e-9 * work / seconds)
+
+
+def roof(rows: pd.DataFrame) -> tuple[float, float] | None:
+    """Rates of products [GFLOP/s] and of copies [GB/s] among one device's rows, or None where one was not measured.
+
+    Args:
+        rows: Of a benchmark that has the rows of :func:`ceilings` beside its own, from
+            :func:`psmlib.benchmarks.records.latest`.
+    """
+    rates = [records.figure(rows, "torch", name) for name in (SINGLE, COPY)]
+    return None if None in rates else (rates[0][1], rates[1][1])
 
 
 def run(settings: Settings) -> Iterator[Row]:

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint
 
 from psmlib.bank.mlp_bank import Bank
 from psmlib.benchmarks import device as roof
-from psmlib.benchmarks import in_jax
+from psmlib.benchmarks import in_jax, records
 from psmlib.benchmarks.plain import sequential
 from psmlib.benchmarks.timing import DeviceSettings, Row, agreement, interleave, rows
 from psmlib.data.toys import load_toy
@@ -106,6 +107,20 @@ def operations(widths: tuple[int, ...]) -> float:
     """
     pairs = [a * b for a, b in zip(widths, widths[1:], strict=False)]
     return 2.0 * (3 * sum(pairs) - 2 * pairs[0])
+
+
+def places(rows: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """Where the contestants stand under a roofline: operations a byte, and the measured rate [GFLOP/s].
+
+    Of a point in the plane six numbers have to be read and written, once in ten steps of four evaluations.
+
+    Args:
+        rows: Of one device, from :func:`psmlib.benchmarks.records.latest`.
+    """
+    measured = rows[rows["measure"] == "arithmetic"]
+    rates = {name: records.figure(measured, name, "arithmetic") for name in measured["method"]}
+    intensity = operations(Plain().widths) / (4 * 6 / (4 * 10))
+    return {f"likelihood: {name}": (intensity, rate[1]) for name, rate in rates.items() if rate}
 
 
 class Contestant:

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -92,6 +92,33 @@ def figure(frame: pd.DataFrame, method: str, measure: str, case: str = "") -> tu
         return None
     row = mine.iloc[-1]
     return tuple(float(row[q] if pd.notna(row[q]) else row["q50"]) for q in ("q20", "q50", "q80"))
+
+
+def lines(frame: pd.DataFrame, columns: Mapping[str, str], ratio: str = "", style: str = "x {:.2f}") -> list[dict]:
+    """Medians as the lines of a table: one for each device, case and method of which every measure was made.
+
+    Args:
+        frame: From :func:`latest`.
+        columns: The headings of measures.
+        ratio: Heading of the ratio of the last of the measures; by default it is not shown.
+        style: How it is written.
+
+    Example:
+        >>> row = dict(device="A", case="TY", method="vmap", measure="rate", q50=3.0, ratio_q50=1.5)
+        >>> lines(pd.DataFrame([row]), {"rate": "steps a second"}, "to one by one")[0]["to one by one"]
+        'x 1.50'
+    """
+    found = []
+    for (device, case, method), part in frame.groupby(["device", "case", "method"], sort=False):
+        rows = part.drop_duplicates("measure", keep="last").set_index("measure")
+        if set(columns) <= set(rows.index):
+            line = {"device": device, "case": case, "who": method}
+            line |= {heading: rows["q50"][measure] for measure, heading in columns.items()}
+            if ratio:
+                times = rows["ratio_q50"][list(columns)[-1]]
+                line[ratio] = None if pd.isna(times) else style.format(times)
+            found.append(line)
+    return found
 
 
 def stamp(scale: str, device: str = "cpu") -> dict[str, str]:
