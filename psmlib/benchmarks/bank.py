@@ -25,7 +25,6 @@ import torch
 
 from psmlib.bank.mlp_bank import Bank
 from psmlib.benchmarks import device as roof
-from psmlib.benchmarks import records
 from psmlib.benchmarks.bank_contestants import LR, STAGES, Contestant, Loop, OneByOne, Ours, Products, Vmap
 from psmlib.benchmarks.timing import DeviceSettings, Row, agreement, interleave, rows, work_space
 from psmlib.kernels import fused_updates
@@ -88,14 +87,11 @@ def places(rows: pd.DataFrame) -> dict[str, tuple[float, float]]:
         >>> {k: (round(a), b) for k, (a, b) in places(pd.DataFrame([about | dict(method="vmap", q50=9.0)])).items()}
         {'training: vmap': (26, 9.0)}
     """
-    measured = rows[rows["measure"] == "arithmetic of a step"]
     found = {}
-    for case, method in zip(measured["case"], measured["method"], strict=True):
-        networks, widths, batch = re.match(r"(\d+) networks of ([\d-]+), batch (\d+)", case).groups()
+    for row in rows[(rows["measure"] == "arithmetic of a step") & rows["q50"].notna()].itertuples():
+        networks, widths, batch = re.match(r"(\d+) networks of ([\d-]+), batch (\d+)", row.case).groups()
         size = tuple(map(int, widths.split("-"))), int(networks), int(batch)
-        rate = records.figure(measured, method, "arithmetic of a step")
-        if rate:
-            found[f"training: {method}"] = operations(*size) / traffic(*size), rate[1]
+        found[f"training: {row.method}"] = operations(*size) / traffic(*size), row.q50
     return found
 
 

@@ -7,10 +7,12 @@ Contestants take turns (:func:`psmlib.benchmarks.timing.interleave`) and are com
 from __future__ import annotations
 
 import gc
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import NormalDist
 
 import torch
@@ -19,6 +21,8 @@ from torch import Tensor
 from psmlib.benchmarks.cnf import CNF, adam_steps
 from psmlib.benchmarks.timing import Times, interleave, quantiles, work_space
 from psmlib.machine.checks import check_count
+from psmlib.machine.deadline import Unfinished, late
+from psmlib.machine.files import DAMAGED, read_text, write_atomic
 from psmlib.machine.streams import stream
 from psmlib.process import Process
 
@@ -78,8 +82,9 @@ def measure(f: Call, *, device: str | torch.device = "cpu", repeats: int = 5) ->
 
 
 def compare(
-    calls: Mapping[str, Call], *, device: str | torch.device = "cpu", repeats: int = 5, small: Mapping[str, Call] = {}
-) -> dict[str, Cost]:
+    calls: Mapping[str, Call], *, device: str | torch.device = "cpu", repeats: int = 5, small: Mapping[str, Call] = {},
+    path: Path | None = None,
+) -> dict[str, Cost]:  # fmt: skip
     """The costs of several calls, in turns; each round has another order.
 
     Args:
@@ -88,9 +93,12 @@ def compare(
         repeats: Timed turns of each, after one for warming up.
         small: Shorter calls with the same peak of memory, such as of fewer steps, for measuring the peak: counting on
             a CPU looks at every operation, and takes two calls.
+        path: Where peaks and turns are kept after each round; a later call goes on from there, after one for warming
+            up. The name should tell the contestants and the machine: what it holds is not checked against the calls.
 
     Raises:
-        ValueError: when there is nothing to compare, or repeats is not positive.
+        ValueError: when there is nothing to compare, repeats is not positive, or the file is not of these contestants.
+        Unfinished: at a deadline (:mod:`psmlib.machine.deadline`), between two rounds, if there is a path.
 
     Example:
         >>> found = compare({"a": lambda: torch.zeros(10**6), "b": lambda: torch.zeros(10)}, repeats=3)
@@ -100,10 +108,46 @@ def compare(
     if not calls:
         raise ValueError("there is nothing to compare: give at least one call by name")
     check_count("repeats", repeats)
-    held = peaks({name: small.get(name, call) for name, call in calls.items()}, device)
     turns = {name: lambda turn, call=call: call() for name, call in calls.items()}
+    if path is not None:
+        return _resumed(turns, path, repeats, device, {name: small.get(name, call) for name, call in calls.items()})
+    held = peaks({name: small.get(name, call) for name, call in calls.items()}, device)
     taken = interleave(turns, repeats, device, shuffle=0)
     return {name: Cost(taken[name], held[name]) for name in calls}
+
+
+def _resumed(
+    turns: Mapping[str, Callable[[int], object]], path: Path, repeats: int, device, small: Mapping[str, Call]
+) -> dict[str, Cost]:
+    """The costs from a file, and what is missing there round by round."""
+    kept = _kept(path, list(turns))
+    if kept["rounds"] < repeats and not kept["bytes"]:
+        kept["bytes"] = peaks(small, device)
+        write_atomic(path, json.dumps(kept))
+    warm = False
+    while kept["rounds"] < repeats:
+        if late():
+            raise Unfinished(kept["rounds"], repeats, sum(map(sum, kept["seconds"].values())))
+        taken = interleave(turns, 1, device, shuffle=kept["rounds"], warm_up=not warm)
+        warm, kept["rounds"] = True, kept["rounds"] + 1
+        for name, times in taken.items():
+            kept["seconds"][name] += times.seconds
+        write_atomic(path, json.dumps(kept))
+    return {name: Cost(Times(0.0, tuple(kept["seconds"][name][:repeats])), int(kept["bytes"][name])) for name in turns}
+
+
+def _kept(path: Path, names: list[str]) -> dict:
+    if not path.exists():
+        return {"rounds": 0, "bytes": {}, "seconds": {name: [] for name in names}}
+    try:
+        kept = json.loads(read_text(path))
+        whole = all(len(kept["seconds"][name]) == kept["rounds"] for name in names)
+        whole = whole and set(kept["seconds"]) == set(names) and set(kept["bytes"]) == set(names)
+    except DAMAGED as error:
+        raise ValueError(f"{path.name} cannot be read ({error}): delete it and measure anew") from None
+    if not whole:
+        raise ValueError(f"{path.name} is not of these contestants: delete it and measure anew")
+    return kept
 
 
 def ratio(cost: Cost, baseline: Cost, level: float = LEVEL) -> Ratio:

@@ -21,7 +21,7 @@ from torchdiffeq import odeint
 
 from psmlib.bank.mlp_bank import Bank
 from psmlib.benchmarks import device as roof
-from psmlib.benchmarks import in_jax, records
+from psmlib.benchmarks import in_jax
 from psmlib.benchmarks.plain import sequential
 from psmlib.benchmarks.timing import DeviceSettings, Row, agreement, interleave, rows
 from psmlib.data.toys import load_toy
@@ -117,10 +117,9 @@ def places(rows: pd.DataFrame) -> dict[str, tuple[float, float]]:
     Args:
         rows: Of one device, from :func:`psmlib.benchmarks.records.latest`.
     """
-    measured = rows[rows["measure"] == "arithmetic"]
-    rates = {name: records.figure(measured, name, "arithmetic") for name in measured["method"]}
+    measured = rows[(rows["measure"] == "arithmetic") & rows["q50"].notna()]
     intensity = operations(Plain().widths) / (4 * 6 / (4 * 10))
-    return {f"likelihood: {name}": (intensity, rate[1]) for name, rate in rates.items() if rate}
+    return {f"likelihood: {row.method}": (intensity, row.q50) for row in measured.itertuples()}
 
 
 class Contestant:

@@ -150,7 +150,7 @@ def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 def interleave(
     calls: Mapping[str, Callable[[int], object]], rounds: int, device: str | torch.device = "cpu",
-    *, shuffle: int | None = None,
+    *, shuffle: int | None = None, warm_up: bool = True,
 ) -> dict[str, Times]:  # fmt: skip
     """Times contestants in turns, a, b, a, b, ..., so that a busy minute of the machine slows all of them alike.
 
@@ -160,6 +160,7 @@ def interleave(
         device: Where they work, for :func:`clock_of`.
         shuffle: Seed of an order drawn anew each round, so that no contestant always finds the caches as the same
             other one has left them; by default the order stays.
+        warm_up: Whether there is a round 0; without it that of the times is 0.
 
     Raises:
         ValueError: when there is no timed round.
@@ -172,13 +173,15 @@ def interleave(
     check_count("rounds", rounds)
     taken: dict[str, list[float]] = {name: [] for name in calls}
     order, chance, clock = list(calls), random.Random(shuffle), clock_of(device)
-    for i in range(rounds + 1):
+    for i in range(0 if warm_up else 1, rounds + 1):
         if shuffle is not None:
             chance.shuffle(order)
         for name in order:
             began = clock()
             calls[name](i)
             taken[name].append(clock() - began)
+    if not warm_up:
+        return {name: Times(0.0, tuple(seconds)) for name, seconds in taken.items()}
     return {name: Times(seconds[0], tuple(seconds[1:])) for name, seconds in taken.items()}
 
 

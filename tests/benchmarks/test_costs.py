@@ -25,6 +25,7 @@ from psmlib.benchmarks.costs import (
     ratio,
 )
 from psmlib.benchmarks.timing import Times
+from psmlib.machine import deadline
 from psmlib.machine.streams import stream
 from psmlib.nets import unet
 from psmlib.nets.mlp import Plain
@@ -56,6 +57,26 @@ def clock(monkeypatch):
 
 
 # memory
+
+
+def test_turns_that_are_kept_are_not_taken_again(tmp_path, monkeypatch):
+    calls, path = [], tmp_path / "turns.json"
+    contestants = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    monkeypatch.setenv(deadline.VARIABLE, "0")
+    with pytest.raises(deadline.Unfinished, match="0 of 3"):
+        compare(contestants, repeats=3, path=path)
+    assert len(calls) == 4, "two calls each for their memory"
+    monkeypatch.delenv(deadline.VARIABLE)
+    found = compare(contestants, repeats=2, path=path)
+    assert len(calls) == 4 + 2 * 3, "a warm-up and two turns each"
+    more = compare(contestants, repeats=3, path=path)
+    assert more["a"].times.seconds[:2] == found["a"].times.seconds and len(more["b"].times.seconds) == 3
+    assert len(compare(contestants, repeats=2, path=path)["a"].times.seconds) == 2 and len(calls) == 14
+    with pytest.raises(ValueError, match="turns.json is not of these contestants"):
+        compare({"a": contestants["a"]}, repeats=3, path=path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="turns.json cannot be read"):
+        compare(contestants, repeats=3, path=path)
 
 
 def test_the_peak_is_what_is_held_at_once_and_not_what_is_made_in_all():

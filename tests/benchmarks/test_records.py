@@ -117,3 +117,13 @@ def test_a_last_line_without_its_end_is_not_run_into(empty):
     path.write_text(path.read_text().rstrip("\n"))
     records.append(path, [records.record("x", ROW, records.stamp("smoke"))])
     assert records.load("x")["case"].tolist() == [ROW.case] * 2
+
+
+def test_lines_of_a_table_need_every_measure(folder):
+    frame = records.latest(records.load("x"))
+    made = records.lines(frame, {"rate": "steps a second"}, "to torch", "{:.0%}")
+    assert [(line["who"], line["steps a second"], line["to torch"]) for line in made] == [
+        ("psmlib", 100.0, "200%"),
+        ("torch", 2.0, None),
+    ]
+    assert records.lines(frame, {"rate": "a", "memory": "b"}) == []
