@@ -1,9 +1,16 @@
-"""Implementations compared by the benchmark of image networks; :mod:`psmlib.benchmarks.unets` describes them."""
+"""Implementations compared by the benchmark of image networks; :mod:`psmlib.benchmarks.unets` describes them.
+
+A :class:`Stretch` is for the contestants of Parallel Score Matching's Tables 7 to 9: partitions of time, each with its
+networks, at generation and likelihood.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +18,22 @@ from torch import Tensor, nn
 
 from psmlib.bank.image_bank import ImageBank
 from psmlib.kernels.bank_updates import adam_rates, adam_step
+from psmlib.likelihood import log_likelihood
+from psmlib.machine import streams
+from psmlib.machine.checks import check_choice
 from psmlib.machine.cuda_graph import Captured
+from psmlib.partition import Partition
 from psmlib.process import VP
+from psmlib.sampling import grids, last, ode, sde
+from psmlib.score import Score
 from psmlib.training.image_steps import GraphSlot
 from psmlib.training.optim import Adam
 
 LR = 1e-4
 PROCESS = VP(0.0, 10.0)
 MODES = ("forward", "forward and backward", "whole step")
+TASKS = {"Generation SDE": 1000, "Generation ODE": 4000, "Likelihood Estimation": 4000}
+"""The tasks of Tables 7 to 9 with their numbers of evaluations."""
 
 
 class OneByOne:
@@ -201,3 +216,58 @@ class SharedGraph(OneByOne):
         for k, batch in enumerate(self.batches):
             self.slot.train(self.bank, k, self.moments, None, [batch] * updates, rates)
         self.count += updates
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Some of a thousand equal time steps, on which the tasks of Tables 7 to 9 are timed.
+
+    Attributes:
+        steps: How many of them.
+        around: The time in their middle, at which all of the paper's partitions have a border.
+
+    Example:
+        >>> stretch = Stretch(2)
+        >>> stretch.times.tolist(), stretch.visited(Partition.equal(10)).edges
+        ([0.099, 0.1, 0.101], (0.0, 0.1, 0.2, 1.0))
+    """
+
+    steps: int
+    around: float = 0.1
+
+    @property
+    def times(self) -> Tensor:
+        """Shape: (steps + 1,), float64."""
+        return self.around + (torch.arange(self.steps + 1, dtype=torch.float64) - self.steps // 2) / 1000
+
+    def visited(self, partition: Partition) -> Partition:
+        """The blocks that the stretch lies in, and one on either side for the rest of time."""
+        times = self.times
+        first = bisect_right(partition.edges, float(times[0]) + 1e-9) - 1
+        after = bisect_left(partition.edges, float(times[-1]) - 1e-9) + 1
+        inside = partition.edges[first:after]
+        return Partition(sorted({0.0, *inside, 1.0}), discrete=partition.discrete)
+
+    def call(self, task: str, score: Score, x: Tensor, *, points: bool = False) -> Callable[[], object]:
+        """A task on the stretch, as a call.
+
+        Args:
+            task: One of `TASKS`.
+            score: The networks of the stretch.
+            x: Noise, or images. Shape: (n, C, H, W).
+            points: Whether the networks are those of points in time, which the paper's programs integrate by four Euler
+                steps from one to the next instead of RK4.
+
+        Raises:
+            ValueError: for an unknown task.
+        """
+        check_choice("task", task, TASKS)
+        ends = dict(t0=float(self.times[0]), t1=float(self.times[-1]))
+        grid = grids.uniform(*ends.values(), 4 * self.steps) if points else self.times
+        method = "euler" if points else "rk4"
+        if task == "Generation SDE":
+            return lambda: last(sde(score, score.process, x, self.times.flip(0), generator=streams.stream(7)))
+        if task == "Generation ODE":
+            return lambda: last(ode(score, score.process, x, grid.flip(0), method=method))
+        how = dict(divergence="hutchinson", grid=grid, method=method, **ends)
+        return partial(log_likelihood, score, score.process, x, **how)

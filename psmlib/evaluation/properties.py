@@ -3,7 +3,8 @@ r"""Measurements for the property table of Parallel Score Matching (its Table 4)
 * *Limited variability in time*: :func:`turning_error` trains networks on a vector field that rotates with time, and
   :func:`turns_of_diffusion` measures in the same unit how fast the field of a diffusion changes.
 * *Interdependency*: :func:`dependence` measures how the gradient of some parameters changes with other parameters.
-* *Necessity to devise a diffeomorphism*: :func:`disagreement` measures how different the maps of two trainings are.
+* *Necessity to devise a diffeomorphism*: :func:`likelihood_turned` and :func:`denoising_turned` measure whether a loss
+  names the map, :func:`disagreement` how different the maps of two trainings are.
 """
 
 import math
@@ -162,6 +163,42 @@ def dependence(
             p.data.copy_(old)
     changed = sum(float((a - b).double().square().sum()) for a, b in zip(after, before, strict=True))
     return math.sqrt(changed / sum(float(b.double().square().sum()) for b in before))
+
+
+RIGHT_ANGLE = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])  # turns rows of points of the plane
+
+
+def likelihood_turned(flow, points: Tensor) -> float:
+    """Change of a flow's mean NLL, in nats, if all codes are turned by a right angle.
+
+    Args:
+        flow: With ``carry(points)`` to its codes and their ``log_normal``, as :class:`psmlib.benchmarks.cnf.CNF`.
+        points: Points of the plane. Shape: (n, 2).
+    """
+    codes = flow.carry(points)
+    return float((flow.log_normal(codes) - flow.log_normal(codes @ RIGHT_ANGLE.to(codes))).mean())
+
+
+def denoising_turned(score: Score, points: Tensor, seed: int = 8) -> float:
+    """Change of a mean denoising loss if the velocity turns all points by a right angle in the last tenth of [0, 1].
+
+    Args:
+        score: Of the plane.
+        points: Data. Shape: (n, 2).
+        seed: Of the noise.
+
+    Example:
+        >>> from psmlib.data.toys import TY
+        >>> round(denoising_turned(TY().diffused(VP(0., 10.)), torch.zeros(4, 2, dtype=torch.float64)), -1) > 0
+        True
+    """
+    process, noise = score.process, torch.randn(points.shape, generator=stream(seed)).to(points)
+    late = torch.linspace(0.9, 1, len(points)).to(points)
+    x = process.perturb(points, late, noise)
+    eps = score.eps(x, late)
+    per_eps = process.conversion(late, "eps", "velocity")[1][:, None]
+    turned = eps + (math.pi / 2 / 0.1) * (x @ RIGHT_ANGLE.to(x)) / per_eps
+    return float(((turned - noise).square() - (eps - noise).square()).mean())
 
 
 def disagreement(codes: Sequence[Tensor]) -> Estimate:
