@@ -160,6 +160,25 @@ def mean_curve(curves: Sequence | Tensor) -> tuple[Tensor, Tensor | None]:
     return each.mean(0), each.std(0) / len(each) ** 0.5 if len(each) > 1 else None
 
 
+def mean_line(x: Sequence[float] | Tensor, curves: Sequence | Tensor) -> Tensor:
+    """The :func:`mean_curve` as :meth:`psmlib.book.record.Record.curves` reads it: where, means, errors or NaN.
+
+    Args:
+        x: Where the curves were measured. Shape: (p,).
+        curves: Shape: (n, p).
+
+    Returns:
+        Shape: (3, p).
+
+    Example:
+        >>> mean_line([0., 1.], [[1., 5.], [3., 5.]]).tolist()
+        [[0.0, 1.0], [2.0, 5.0], [1.0, 0.0]]
+    """
+    value, error = mean_curve(curves)
+    x = torch.as_tensor(x, dtype=value.dtype)
+    return torch.stack([x, value, torch.full_like(value, torch.nan) if error is None else error])
+
+
 def proportion(hits: Tensor) -> Estimate:
     """Proportion of independent points for which something is true, with its binomial standard error.
 
@@ -217,6 +236,34 @@ def difference(a: Tensor, b: Tensor) -> Estimate:
         1.0
     """
     return average(a - b)
+
+
+def rms_average(squares: Tensor) -> Estimate:
+    """Root of the :func:`average` of a table of squares, with the error to first order. Shape: (seeds, n).
+
+    Example:
+        >>> rms_average(torch.tensor([[3., 5.]]))
+        (2.0, 0.25)
+    """
+    square = average(squares.double())
+    root = math.sqrt(square.value)
+    return Estimate(root, square.stderr / (2 * root) if root else 0.0, square.df, square.n, square.seeds)
+
+
+def rms_difference(a: Tensor, b: Tensor) -> Estimate:
+    """Root mean square of a less that of b, from squares paired over points and seeds; the error is to first order.
+
+    Args:
+        a: Squares of one method. Shape: (seeds, n).
+        b: Of another at the same points. Shape: (seeds, n).
+
+    Example:
+        >>> rms_difference(torch.tensor([[4., 4.]]), torch.tensor([[1., 1.]]))
+        (1.0, 0.0)
+    """
+    roots = [rms_average(squares).value for squares in (a, b)]
+    gap = difference(a.double() / (2 * roots[0]), b.double() / (2 * roots[1]))
+    return Estimate(roots[0] - roots[1], gap.stderr, gap.df, gap.n, gap.seeds)
 
 
 def controlled(table: Tensor, control: Tensor, known: float) -> Estimate:

@@ -13,9 +13,12 @@ from psmlib.standard_errors import (
     holm,
     mean,
     mean_curve,
+    mean_line,
     proportion,
     rank_correlation,
     rms,
+    rms_average,
+    rms_difference,
     rms_ratio,
     spearman,
 )
@@ -159,3 +162,25 @@ def test_rank_correlation():
 def test_too_few_runs_are_refused(a, b):
     with pytest.raises(ValueError, match="needs four runs or more in two equal lists"):
         rank_correlation(a, b)
+
+
+def test_a_line_holds_where_the_means_and_their_errors():
+    curves = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    line = mean_line([1, 2, 3], curves)
+    torch.testing.assert_close(line, torch.stack([torch.tensor([1.0, 2.0, 3.0]).double(), *mean_curve(curves)]))
+    assert mean_line([1, 2, 3], curves[:1])[2].isnan().all()
+
+
+def test_roots_of_tables_of_squares_vary_as_claimed():
+    def table(seed):
+        g = torch.Generator().manual_seed(seed)
+        shared = torch.randn(1, 60, generator=g, dtype=torch.float64)
+        a, b = (shared + 0.3 * torch.randn(6, 60, generator=g, dtype=torch.float64) for _ in range(2))
+        return a.square(), (0.5 * b).square()
+
+    many = [table(seed) for seed in range(300)]
+    for f, true in ((lambda a, b: rms_average(a), 1.09**0.5), (rms_difference, 0.5 * 1.09**0.5)):
+        found = np.array([f(a, b) for a, b in many])
+        assert found[:, 0].mean() == pytest.approx(true, rel=0.02)
+        # what rows and columns make together is counted twice: the error is too large rather than too small
+        assert 0.9 < found[:, 1].mean() / found[:, 0].std() < 1.3

@@ -13,7 +13,7 @@ from it beta is nearly 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +25,7 @@ from psmlib.exact.cross_entropy import cross_entropy
 from psmlib.likelihood import log_likelihood
 from psmlib.process import Process
 from psmlib.score import Score
+from psmlib.score_pde import per_log_snr, residual
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,50 @@ def summarise(ratios: Sequence[Tensor], known: Reference) -> Nll:
     return Nll(found.value, found.stderr, found.df, found.n, found.seeds, known, plain)
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Runs at the same test points, which are compared over the seeds that they share: a night may lack some.
+
+    Args:
+        ratios: log p - log p_hat by toy, seed and method, each of shape (points,).
+        known: The reference of each toy.
+
+    Example:
+        >>> known = Reference(exact=.5, entropy=.4, gaussian=2., log_prob=torch.tensor([0., -1., -2.]))
+        >>> runs = {("TY", seed, "one"): torch.tensor([.3, .3, .4]) for seed in range(3)}
+        >>> scored = Scored(runs | {("TY", 0, "four"): torch.tensor([.1, .1, .1])}, {"TY": known})
+        >>> scored.has("TY", "one", "four"), scored.has("HG", "one"), round(scored.gain("TY", "four", "one").value, 3)
+        (True, False, 0.233)
+    """
+
+    ratios: Mapping[tuple, Tensor]
+    known: Mapping[str, Reference]
+
+    def has(self, toy: str, *methods) -> bool:
+        """Whether there is a seed that has them all."""
+        return bool(self._seeds(toy, methods))
+
+    def nll(self, toy: str, method) -> Nll:
+        """The NLL of a method."""
+        return summarise(self._table(toy, method, self._seeds(toy, [method])), self.known[toy])
+
+    def gain(self, toy: str, better, worse) -> standard_errors.Estimate:
+        """By how many nats one method is better than another."""
+        seeds = self._seeds(toy, (better, worse))
+        return standard_errors.difference(self._table(toy, worse, seeds), self._table(toy, better, seeds))
+
+    def learned(self, toy: str, methods: Mapping) -> dict[str, standard_errors.Estimate]:
+        """By how much methods, by title, beat the best Gaussian, as :meth:`psmlib.book.results.Results.claim` asks."""
+        return {f"{title} over the best Gaussian": self.nll(toy, m).learned for title, m in methods.items()}
+
+    def _seeds(self, toy: str, methods: Sequence) -> list:
+        every = dict.fromkeys(seed for name, seed, _ in self.ratios if name == toy)
+        return [seed for seed in every if all((toy, seed, method) in self.ratios for method in methods)]
+
+    def _table(self, toy: str, method, seeds: Sequence) -> Tensor:
+        return torch.stack([self.ratios[toy, seed, method] for seed in seeds])
+
+
 def diffused_points(toy: Mixture, process: Process, t: float, n: int, seed: int | torch.Generator = 0) -> Tensor:
     """Independent draws of x_t, from a seed or a generator, which is advanced. Shape: (n, d)."""
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
@@ -198,3 +243,59 @@ def excess_loss(score: Score, toy: Mixture, process: Process, times: Tensor, n: 
         truth = exact.velocity(x, t) if score.native == "velocity" else exact.eps(x, t)
         out.append((score.predict(x.to(**score.tensor_options), t) - truth).square().mean().cpu())
     return torch.stack(out)
+
+
+def residual_squares(score: Score, toy: Mixture, process: Process, t: float, n: int = 1000) -> Tensor:
+    """Squared residual of the score equation per unit of log SNR, mean over axes, at n draws of x_t. Shape: (n,).
+
+    Example:
+        >>> from psmlib.data.toys import HG
+        >>> from psmlib.process import VP
+        >>> vp = VP(0., 10.)
+        >>> bool(residual_squares(HG().diffused(vp), HG(), vp, .3, n=5).max() < 1e-12)
+        True
+    """
+    x = diffused_points(toy, process, t, n).to(score.tensor_options["device"])
+    return per_log_snr(residual(score, process, x, t), process, t).square().mean(1).cpu()
+
+
+def residual_by_density(
+    score: Score, toy: Mixture, process: Process, t: float, n: int = 1000, parts: int = 4
+) -> Tensor:  # fmt: skip
+    """The :func:`residual_squares` at draws sorted by the density of x_t, lowest first. Shape: (parts, n)."""
+    density = toy.diffused(process).log_prob(diffused_points(toy, process, t, parts * n), t)
+    return residual_squares(score, toy, process, t, parts * n)[density.argsort()].reshape(parts, n)
+
+
+def border_squares(
+    score: Score, toy: Mixture, process: Process, edges: Sequence[float], n: int = 1000, t0: float = 1e-3
+) -> dict[float, dict[str, Tensor]]:  # fmt: skip
+    """How two networks meet at each border of blocks: their jump, their errors, and their residuals there and inside.
+
+    Args:
+        score: The score of a bank.
+        toy: The data.
+        process: The process.
+        edges: Of the blocks.
+        n: Number of draws of x_t.
+        t0: Where the first block is taken to begin; middles are geometric.
+
+    Returns:
+        By border, by what it is: squares of the predicted noise (jump, error) or of the residual per unit of log SNR at
+        the border and in the middle of the block, mean over axes. Shape of each: (n,).
+    """
+    exact, found = toy.diffused(process), {}
+    for low, border, high in zip(edges, edges[1:], edges[2:], strict=False):
+        ends = {"left": (low, border), "right": (border, high)}
+        middles = {side: max(a * b, t0 * b) ** 0.5 for side, (a, b) in ends.items()}
+        nets = {side: score.on_block((a + b) / 2) for side, (a, b) in ends.items()}
+        x = diffused_points(toy, process, border, n)
+        eps = {side: net.eps(x.to(net.tensor_options["device"]), border).cpu() for side, net in nets.items()}
+        parts = {"jump": eps["right"] - eps["left"]}
+        parts |= {f"error {side}": value - exact.eps(x, border) for side, value in eps.items()}
+        squares = {what: part.square().mean(1) for what, part in parts.items()}
+        for side, net in nets.items():
+            squares[f"at the border, {side}"] = residual_squares(net, toy, process, border, n)
+            squares[f"mid-block, {side}"] = residual_squares(net, toy, process, middles[side], n)
+        found[border] = squares
+    return found

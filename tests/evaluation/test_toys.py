@@ -7,10 +7,21 @@ import torch
 
 from psmlib.bank.mlp_bank import Bank
 from psmlib.data.toys import HG, Mixture
-from psmlib.evaluation.toys import Protocol, Reference, excess_loss, log_ratio, reference, summarise
+from psmlib.evaluation.toys import (
+    Protocol,
+    Reference,
+    Scored,
+    border_squares,
+    excess_loss,
+    log_ratio,
+    reference,
+    residual_by_density,
+    residual_squares,
+    summarise,
+)
 from psmlib.exact.irreducible_loss import irreducible_loss
 from psmlib.nets.mlp import Plain
-from psmlib.partition import SA
+from psmlib.partition import SA, TPSM_A
 from psmlib.process import VP, OTFlow
 from psmlib.score import Score
 
@@ -98,3 +109,44 @@ def test_a_bank_is_measured_in_its_own_precision():
     score = Bank(Plain(), 1, seed=0).score(SA, VP10)
     ratio = log_ratio(score, HG(), VP10, Protocol(points=20, steps=4))
     assert ratio.dtype == torch.float64 and ratio.shape == (20,)
+
+
+def test_methods_are_compared_over_the_seeds_that_they_share():
+    known = Reference(exact=0.5, entropy=0.4, gaussian=2.0, log_prob=torch.tensor([0.0, -1.0, -2.0]))
+    better, worse = ([torch.rand(3, generator=torch.Generator().manual_seed(s)) for s in range(k)] for k in (2, 3))
+    worse = [ratio + 0.25 for ratio in worse]
+    runs = {("TY", seed, "a"): r for seed, r in enumerate(better)} | {("TY", s, "b"): r for s, r in enumerate(worse)}
+    scored = Scored(runs, {"TY": known})
+    assert scored.gain("TY", "a", "b").value == pytest.approx(0.25) and scored.gain("TY", "a", "b").seeds == 2
+    assert scored.nll("TY", "b") == summarise(worse, known)
+    assert scored.has("TY", "a", "b") and not scored.has("TY", "c") and not scored.has("HG", "a")
+    assert not Scored({("TY", 0, "a"): better[0], ("TY", 1, "b"): worse[1]}, {"TY": known}).has("TY", "a", "b")
+    (title, by), *_ = scored.learned("TY", {"four": "a"}).items()
+    assert title == "four over the best Gaussian" and by == scored.nll("TY", "a").learned
+
+
+def test_residuals_are_those_of_the_equation_and_sorted_by_density():
+    toy, t = Mixture(gaussians=[(1.0, (0.0, 0.0), 0.25)]), 0.3
+    guess = GaussianGuess(0.25, VP10)
+    assert residual_squares(guess, toy, VP10, t, 9).max() < 1e-20
+
+    # the score of a Gaussian too narrow that does not widen in time: its residual is linear in x
+    class Still(Score):
+        process = VP10
+
+        def predict(self, x, t):
+            return VP10.sigma(torch.as_tensor(t)) * x / 0.25
+
+    bands = residual_by_density(Still(), toy, VP10, t, 5)
+    assert bands.shape == (4, 5) and (bands.max(1).values[1:] < bands.min(1).values[:-1]).all()
+
+
+def test_networks_at_a_border_differ_by_less_than_the_sum_of_their_errors():
+    toy, bank = HG(), Bank(Plain(), 2, seed=1)
+    found = border_squares(bank.score(TPSM_A, VP10), toy, VP10, TPSM_A.edges, n=50)
+    assert list(found) == list(TPSM_A.edges[1:-1])
+    squares = found[TPSM_A.edges[1]]
+    jump, left, right = (squares[what].mean().sqrt() for what in ("jump", "error left", "error right"))
+    assert 0 < jump <= left + right
+    alike = border_squares(Bank(Plain(), 1).score(SA, VP10), toy, VP10, SA.edges, n=5)
+    assert alike == {}, "one block has no border"
