@@ -264,6 +264,15 @@ def test_verdicts_show_the_papers_claims_apart_from_ours(results, capsys):
     ]
 
 
+@pytest.mark.parametrize(("updates", "said"), [(8000, True), (50, False)])
+def test_a_run_disagrees_with_the_record_only_at_the_same_budget(results, capsys, updates, said):
+    mine = Results("nb", "smoke", {"dataset": "all"})
+    budget = {"updates": updates, "blocks": 4}
+    mine.add(**NLL, row="TY", column="TPSM-B", value=0.9, stderr=0.01, dataset="TY", budget=budget)
+    report.this_run(mine, Record([results]), name="tab-run")
+    assert ("1 of 1 cells disagree" in capsys.readouterr().out) is said
+
+
 def test_a_sentence_takes_its_numbers_from_variables(capsys):
     report.sentence(
         "In Table 1 {who} gets {a}, {b:.1f} and {c}; $x_{{0}}$.",
