@@ -34,7 +34,7 @@ env:
 	@if [ -e $(BIN)/pip ] && ! head -n 2 $(BIN)/pip | grep -qF '$(CURDIR)/$(BIN)/'; then rm -rf $(VENV); fi
 	@$(PYTHON) -m venv $(VENV)
 	@{ $(BIN)/python -m pip install --quiet "$$(grep '^uv==' requirements.lock)" && \
-	   $(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock; } || \
+	   $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock; } || \
 	 { echo 'uv could not install the lock; plain pip does it now.'; \
 	   $(BIN)/python -m pip install --quiet -r requirements.lock; }
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
