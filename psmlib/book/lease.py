@@ -12,11 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from psmlib.book.results import load
 from psmlib.machine import deadline, paths
-from psmlib.machine.files import DAMAGED, write_atomic
+from psmlib.machine.files import FileError, read_text, reading, write_atomic
 from psmlib.machine.provenance import source_hash
 
 SPARE = 20.0
@@ -110,15 +112,14 @@ def _call(command: Sequence[str], seconds: float) -> int | None:
         return None
 
 
-def _memory():
+def _memory() -> Path:
     return paths.OUTPUT / "data" / "cache" / "lease.json"
 
 
 def _remembered() -> dict[str, str]:
-    try:
-        return dict(json.loads(_memory().read_text(encoding="utf-8")))
-    except (OSError, *DAMAGED):
-        return {}
+    with suppress(OSError, FileError), reading(_memory(), "delete it"):
+        return dict(json.loads(read_text(_memory())))
+    return {}
 
 
 def _key(step: Step) -> str:

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from psmlib.book.notebooks import Outcome, execute, metadata, toc_notebooks
 from psmlib.book.parameters import ParameterError, resolve, template_of
 from psmlib.book.results import Results, load
 from psmlib.machine import deadline, paths
-from psmlib.machine.files import DAMAGED, write_atomic
+from psmlib.machine.files import FileError, read_text, reading, write_atomic
 from psmlib.machine.parallel import cores
 
 PROFILE = "night"
@@ -165,9 +165,8 @@ def _alone(lock: Path) -> Iterator[None]:
 
 def _holder(lock: Path) -> int | None:
     """The process that holds a lock, if it is alive."""
-    try:
-        held = json.loads(lock.read_text(encoding="utf-8"))
-        alive = psutil.Process(held["process"]).create_time() == held["began"]
-        return held["process"] if alive else None
-    except (OSError, *DAMAGED, psutil.Error):
-        return None
+    with suppress(OSError, FileError), reading(lock, "delete it"):
+        held = json.loads(read_text(lock))
+        if psutil.Process(held["process"]).create_time() == held["began"]:
+            return held["process"]
+    return None
