@@ -22,7 +22,7 @@ from psmlib.benchmarks.cnf import CNF, adam_steps
 from psmlib.benchmarks.timing import Times, interleave, quantiles, work_space
 from psmlib.machine.checks import check_count
 from psmlib.machine.deadline import Unfinished, late
-from psmlib.machine.files import DAMAGED, read_text, write_atomic
+from psmlib.machine.files import read_text, reading, write_atomic
 from psmlib.machine.streams import stream
 from psmlib.process import Process
 
@@ -139,15 +139,13 @@ def _resumed(
 def _kept(path: Path, names: list[str]) -> dict:
     if not path.exists():
         return {"rounds": 0, "bytes": {}, "seconds": {name: [] for name in names}}
-    try:
+    with reading(path.name, "delete it and measure anew"):
         kept = json.loads(read_text(path))
-        whole = all(len(kept["seconds"][name]) == kept["rounds"] for name in names)
-        whole = whole and set(kept["seconds"]) == set(names) and set(kept["bytes"]) == set(names)
-    except DAMAGED as error:
-        raise ValueError(f"{path.name} cannot be read ({error}): delete it and measure anew") from None
-    if not whole:
-        raise ValueError(f"{path.name} is not of these contestants: delete it and measure anew")
-    return kept
+        if not set(kept["seconds"]) == set(kept["bytes"]) == set(names):
+            raise ValueError("it is of other contestants")
+        if any(len(kept["seconds"][name]) != kept["rounds"] for name in names):
+            raise ValueError("it has not all of its rounds")
+        return kept
 
 
 def ratio(cost: Cost, baseline: Cost, level: float = LEVEL) -> Ratio:
