@@ -28,6 +28,10 @@ from psmlib.score import Score
 from psmlib.score_pde import per_log_snr, residual
 
 
+SCORED_POINTS = {"TY": 27_050, "HG": 30_000}
+"""Test points of the scripts that the authors of parallel score matching have released."""
+
+
 @dataclass(frozen=True)
 class Protocol:
     """Settings of a likelihood measurement, the same for all methods that are compared.
