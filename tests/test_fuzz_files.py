@@ -22,10 +22,12 @@ import tarfile
 import traceback
 import zipfile
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -35,9 +37,9 @@ from safetensors.torch import save_file
 from psmlib.bank import checkpoint
 from psmlib.bank.image_bank import ImageBank
 from psmlib.bank.mlp_bank import Bank
-from psmlib.benchmarks import records
+from psmlib.benchmarks import costs, records
 from psmlib.benchmarks.timing import Row
-from psmlib.book import build, notebooks, pages, paper_values, parameters, results
+from psmlib.book import build, lease, night, notebooks, pages, paper_values, parameters, results
 from psmlib.data import archives, cache, formats, images
 from psmlib.data.toys import HG
 from psmlib.diffusion_time import auxiliary, fit_glow
@@ -71,16 +73,49 @@ def results_file(folder):
     return made.save(), read
 
 
+def arrays_of_results(folder):
+    made = results.Results("one", "smoke")
+    made.keep("density", POINTS)
+    made.save()
+    return paths.RESULTS / "smoke" / "one.npz", lambda: results.load("smoke", "one").array("density").tolist()
+
+
+def kept_turns(folder):
+    def read():
+        found = costs.compare({"a": lambda: None, "b": lambda: None}, repeats=2, path=folder / "turns.json")
+        return [(name, cost.times.seconds, cost.peak_bytes) for name, cost in found.items()]
+
+    read()
+    return folder / "turns.json", read
+
+
+def memory_of_a_lease(folder):
+    step = lease.Step("a", 60.0, ("a.py",))
+    lease._remember(step)
+    return lease._memory(), lambda: lease._done(step) or "made anew"
+
+
+def lock_of_a_night(folder):
+    def read():
+        with suppress(parameters.ParameterError), night._alone(folder / "lock.json"):
+            return "made anew"
+        return "refused"  # as it is for a sound one, whose process is alive
+
+    me = psutil.Process()
+    (folder / "lock.json").write_text(json.dumps({"process": me.pid, "began": me.create_time()}))
+    return folder / "lock.json", read
+
+
 def record(folder):
     (paths.EXECUTED / "one.ipynb").parent.mkdir(parents=True)
     (paths.EXECUTED / "one.ipynb").write_text("{}")
-    notebooks.Record.of("one", "key", notebooks.Outcome(12.5)).save("one")
+    notebooks.Run.of("one", "key", notebooks.Outcome(12.5)).save("one")
 
     def read():  # without a fresh record the notebook is run again
-        found = notebooks.Record.load("one")
+        found = notebooks.Run.load("one")
         return bool(found and clock(found.seconds) and found.fresh("one", "key")) or "made anew"
 
-    return notebooks.Record.path("one"), read
+    return notebooks.Run.path("one"), read
 
 
 def output_of_a_run(folder):
@@ -145,13 +180,15 @@ def list_of_copies(folder):
 
 
 def printed_values(folder):
-    head, *cells = (Path(paths.PACKAGE).parent / "data" / "paper_values.toml").read_text().split("\n\n[[cell]]")
+    whole = (Path(paths.PACKAGE).parent / "data" / "paper_values.toml").read_text()
+    cells, shown = (whole.split(f"\n\n[[{what}]]")[1:3] for what in ("cell", "exhibit"))
+    text = "\n\n[[cell]]".join(["count = 2\nexhibits = 1\n\n# psm, Table 1: test NLL", *cells])
     paths.PAPER_VALUES.parent.mkdir(parents=True)
-    paths.PAPER_VALUES.write_text("\n\n[[cell]]".join([head.replace("555", "3"), *cells[:3]]) + "\n")
+    paths.PAPER_VALUES.write_text(text + "\n\n[[exhibit]]" + shown[0].split("\n\n")[0] + "\n")
 
     def read():
-        paper_values._read_values.cache_clear()
-        return [paper_values.paper_values().astype(str).to_dict(), str(pages.descriptions())]
+        forget()
+        return [paper_values.exhibits(), paper_values.paper_values().astype(str).to_dict(), str(pages.descriptions())]
 
     return paths.PAPER_VALUES, read
 
@@ -161,7 +198,7 @@ def exact_file(folder):
     exact_values.write(rows)
 
     def read():
-        cross_entropy._known.cache_clear()
+        forget()
         return cross_entropy._known() or "made anew"
 
     return paths.EXACT_VALUES, read
@@ -370,6 +407,10 @@ def data_set(name, known, member=None, file=None):
 FACES_TABLE = data_set("celeba64", known=False, file="list_eval_partition.txt")
 KINDS = {  # what makes it; what may change what is read: nothing, a text that is not "cut", or "all"; mended silently
     "results": (results_file, "text", False),
+    "arrays of results": (arrays_of_results, "", False),
+    "kept turns": (kept_turns, "text", False),
+    "memory of a lease": (memory_of_a_lease, "", True),
+    "lock of a night": (lock_of_a_night, "", False),
     "record of a run": (record, "", True),
     "output of a run": (output_of_a_run, "", True),
     "notebook": (notebook, "text", False),
@@ -501,7 +542,13 @@ def refusal(error, path):
     names = {path.name, path.stem if path.suffix == ".ipynb" else path.name, str(path.parent)}
     names |= {file.name for file in path.parent.iterdir()}
     sentence = "\n" not in text and ": " in text and len(text) < 700 and any(name in text for name in names)
-    return ours and sentence and isinstance(error, ValueError | FileNotFoundError)
+    return ours and sentence and isinstance(error, ValueError | OSError)
+
+
+def forget():
+    """Empties what keeps files in memory."""
+    for cached in (paper_values._read, paper_values._read_values, cross_entropy._known):
+        cached.cache_clear()
 
 
 @pytest.fixture
@@ -513,11 +560,9 @@ def place(tmp_path, monkeypatch):
     for constant, where in moved.items():
         monkeypatch.setattr(paths, constant, tmp_path / "here" / where)
     monkeypatch.setattr(archives, "registry", archives.registry)
-    for cached in (paper_values._read_values, cross_entropy._known):
-        cached.cache_clear()
+    forget()
     yield tmp_path / "here"
-    for cached in (paper_values._read_values, cross_entropy._known):
-        cached.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize("name", KINDS)

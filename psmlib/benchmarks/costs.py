@@ -145,6 +145,9 @@ def _kept(path: Path, names: list[str]) -> dict:
             raise ValueError("it is of other contestants")
         if any(len(kept["seconds"][name]) != kept["rounds"] for name in names):
             raise ValueError("it has not all of its rounds")
+        numbers = [*kept["bytes"].values(), *sum(kept["seconds"].values(), [])]
+        if not all(0 <= number < math.inf for number in numbers):
+            raise ValueError(f"it has the numbers {numbers}")
         return kept
 
 
