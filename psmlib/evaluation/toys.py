@@ -27,7 +27,6 @@ from psmlib.process import Process
 from psmlib.score import Score
 from psmlib.score_pde import per_log_snr, residual
 
-
 SCORED_POINTS = {"TY": 27_050, "HG": 30_000}
 """Test points of the scripts that the authors of parallel score matching have released."""
 

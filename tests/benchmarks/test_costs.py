@@ -72,7 +72,7 @@ def test_turns_that_are_kept_are_not_taken_again(tmp_path, monkeypatch):
     more = compare(contestants, repeats=3, path=path)
     assert more["a"].times.seconds[:2] == found["a"].times.seconds and len(more["b"].times.seconds) == 3
     assert len(compare(contestants, repeats=2, path=path)["a"].times.seconds) == 2 and len(calls) == 14
-    with pytest.raises(ValueError, match=r"turns.json cannot be read \(it is of other contestants\): delete it and measure anew"):
+    with pytest.raises(ValueError, match=r"turns.json cannot be read \(it is of other contestants\): delete it"):
         compare({"a": contestants["a"]}, repeats=3, path=path)
     path.write_text("{")
     with pytest.raises(ValueError, match="turns.json cannot be read"):
