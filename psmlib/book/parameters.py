@@ -19,6 +19,7 @@ from typing import Any
 
 from psmlib.machine import paths
 from psmlib.machine.files import read_notebook, reading
+from psmlib.machine.priority import step_back
 
 PROFILES: tuple[str, ...] = ("record", "smoke", "quick", "gpu", "night", "paper")
 COMPUTES = "# Compute:"  # how the cells begin that profile record leaves out
@@ -126,7 +127,8 @@ def resolve(template: Path, given: Mapping[str, str]) -> dict[str, Any]:
 def check(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
     """Check, inside a running notebook, the parameters that papermill or the reader has set.
 
-    At profile record the cells below that begin with `COMPUTES` are left out from here on.
+    At profile record the cells below that begin with `COMPUTES` are left out from here on; at profile night the kernel
+    lets everything else on the machine go first.
 
     Args:
         notebook: Name of the notebook without its suffix, such as `"psm_toys"`.
@@ -146,6 +148,8 @@ def check(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
         _check_type(name, value, known[name])
     _check_values(values, comments(template))
     _compute(values.get("profile") != "record")
+    if values.get("profile") == "night":
+        step_back()
     return values
 
 
