@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def step_back() -> None:
-    """Lets everything else on the machine go first: the lowest priority, for good.
+    """Lets everything else on the machine go first: the lowest priority of this process and session, for good.
 
     Linux weighs sessions against each other before it looks at the priorities in them, and each notebook's kernel has a
     session of its own; so that of the session is lowered too, where the system has one.
