@@ -15,7 +15,6 @@ the uninterrupted run by rounding, which grows as any change of the last bit doe
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,34 +77,20 @@ def _seconds(name: str, tries: int = 7) -> float:
     return min(taken)
 
 
-_lock, _inside = threading.Lock(), []
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Within it numpy multiplies in one thread and without warnings of numbers that are not finite.
 
     The networks are so small that a second thread gains nothing, and the number of threads would change the rounding.
-    Threads of the process may enter and leave in any order.
+    The process stays at one thread: set back to two and to one again, OpenBLAS has been seen to wake both for each
+    product, at a hundredth of the speed.
     """
-    with _lock:
-        if not _inside:
-            _inside.append([(each, each.num_threads) for each in _libraries() if each.num_threads > 1])
-            for library, _ in _inside[0]:
-                library.set_num_threads(1)
-        _inside.append([])
-    try:
-        with np.errstate(all="ignore"):
-            yield
-    finally:
-        with _lock:
-            _inside.pop()
-            if len(_inside) == 1:
-                for library, count in _inside.pop():
-                    library.set_num_threads(count)
+    _limit()
+    with np.errstate(all="ignore"):
+        yield
 
 
 @cache
-def _libraries() -> list:
-    """The libraries of products that are loaded."""
-    return ThreadpoolController().select(user_api="blas").lib_controllers
+def _limit() -> None:
+    """Sets the libraries of products that are loaded to one thread."""
+    ThreadpoolController().select(user_api="blas").limit(limits=1)
