@@ -9,10 +9,21 @@ import torch
 from psmlib.bank.image_bank import ImageBank
 from psmlib.benchmarks import unets
 from psmlib.benchmarks.timing import Times
-from psmlib.benchmarks.unet_contestants import LR, MODES, Graphs, OneByOne, SharedGraph, Vmap
+from psmlib.benchmarks.unet_contestants import (
+    LR,
+    MODES,
+    PROCESS,
+    TASKS,
+    Graphs,
+    OneByOne,
+    SharedGraph,
+    Stretch,
+    Vmap,
+)
 from psmlib.benchmarks.unets import BASELINE, Settings
 from psmlib.nets.ronneberger import Ronneberger
 from psmlib.nets.unet import UNet
+from psmlib.partition import Partition
 
 F64 = torch.float64
 NETS = {
@@ -120,3 +131,20 @@ def test_wrong_gradients_end_the_run_after_all_rows(monkeypatch):
         for row in unets.measure("a case", net, (3, 1, 4, 4), TINY):
             seen.append(row.measure)
     assert seen == names and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("points", [False, True])
+def test_a_task_runs_on_the_networks_that_its_stretch_visits(task, points):
+    stretch, x = Stretch(2), torch.zeros(2, 1, 4, 4, dtype=F64)
+    blocks = stretch.visited(Partition.points(1000) if points else Partition.equal(10))
+    assert len(blocks) == (4 if points else 3), "those inside, and one on either side"
+    net = NETS["ronneberger" if points else "unet"]
+    found = stretch.call(task, ImageBank(net, len(blocks)).score(blocks, PROCESS), x, points=points)()
+    if task == "Likelihood Estimation":
+        steps = 8 if points else 2 * 4
+        assert found.log_prob.shape == (2,) and found.nfe == steps
+    else:
+        assert found.x.shape == x.shape and found.x.isfinite().all()
+    with pytest.raises(ValueError, match="task"):
+        stretch.call("Training", None, x)
