@@ -121,7 +121,7 @@ def _resumed(
 ) -> dict[str, Cost]:
     """The costs from a file, and what is missing there round by round."""
     kept = _kept(path, list(turns))
-    if kept["rounds"] < repeats and not kept["bytes"]:
+    if kept["rounds"] < repeats and not kept["bytes"] and not late():
         kept["bytes"] = peaks(small, device)
         write_atomic(path, json.dumps(kept))
     warm = False
