@@ -104,6 +104,12 @@ class IndependentPixels(Reference):
         x = x.flatten(1)
         return self._inside(x, (self.levels * self.probs.gather(1, self.cells(x))).log().sum(0))
 
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Levels of images whose every pixel is that of some training image, not smoothed. Shape: (n, C, H, W)."""
+        train = self.train.flatten(1)
+        pick = torch.randint(len(train), (n, self.dim), generator=generator)
+        return train.gather(0, pick).reshape(n, *self.shape)
+
 
 class _ShrunkGaussian(Reference):
     r"""A Gaussian in some coordinates with shrunk covariance, :math:`(1-s)C + s\,\mathrm{diag}\,C`.

@@ -15,7 +15,8 @@ below 0. Precision and recall (Kynkaanniemi et al. 2019) use three neighbours. N
 copies of the training images.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from psmlib.evaluation.feature_extractors import EXTRACTORS, METRICS, Extractor, byte_rows
 from psmlib.machine.streams import stream
+from psmlib.standard_errors import Estimate
 
 MIN_IMAGES = 8  # each half of the samples must have three neighbours for every image
 
@@ -243,3 +245,25 @@ def real_images(
     stderr = {k: float(v.std(ddof=1)) * wider for k, v in found.items()}
     value = {k: float(v.mean()) for k, v in found.items()}
     return SampleQuality(extractor, n, len(reference) if fixed else m, value, stderr)
+
+
+def over_seeds(found: Sequence[SampleQuality], metric: str) -> Estimate:
+    """Mean of one metric over several networks, with the larger of two errors.
+
+    One is of the spread between networks, the other that of the samples of each; with a few networks the first can come
+    out smaller than the second by chance alone.
+
+    Args:
+        found: The quality of each network's samples.
+        metric: Such as "fd".
+
+    Example:
+        >>> pair = [SampleQuality("digits", 100, 359, {"fd": v}, {"fd": .1}) for v in (1., 3.)]
+        >>> over_seeds(pair, "fd"), over_seeds(pair[:1], "fd")
+        ((2.0, 1.0), (1.0, 0.1))
+    """
+    values, n, m = np.array([f.value[metric] for f in found]), found[0].samples, len(found)
+    within = float(np.mean([f.stderr[metric] ** 2 for f in found]))
+    between = float(values.var(ddof=1)) if m > 1 else 0.0
+    df = m - 1 if between > within else m * (n - 1)
+    return Estimate(float(values.mean()), math.sqrt(max(between, within) / m), df, n, m)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from psmlib.bank import checkpoint
 from psmlib.bank.stack import NetworkStack
 from psmlib.machine import paths
+from psmlib.machine.fingerprints import digest
 from psmlib.training.guarded import CHUNK
 from psmlib.training.loop import fit
 from psmlib.training.recipe import Recipe
@@ -135,3 +139,29 @@ def _read(kept: Snapshots, folder: Path, stops: list[int], like: NetworkStack, m
             checkpoint.check_same(run, made_by, f"snapshot {file}", "train", "in another folder")
             kept.banks[stop], kept.losses[stop] = bank, losses
             kept.seconds[stop] = checkpoint.seconds_in(about, file)
+
+
+def kept(path: Path | None, make: Callable[[], dict[str, Tensor]], *of) -> dict[str, Tensor]:
+    """What a long computation gives, from a file if it was made from the same things before.
+
+    Args:
+        path: The file; without one the computation is always done.
+        make: The computation.
+        *of: What its answer depends on: tensors, numbers, texts. With others it is done anew.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for n in (2, 2, 3):
+        ...         x = kept(Path(folder) / "x.safetensors", lambda: print("made") or {"x": torch.ones(n)}, n)
+        made
+        made
+    """
+    about = {"of": digest(*of)}
+    if path is not None and path.exists():
+        with suppress(ValueError):  # another one's, or damaged
+            return checkpoint.load(path, about)[0]
+    found = make()
+    if path is not None:
+        checkpoint.save(path, found, about)
+    return found

@@ -82,6 +82,16 @@ def test_densities_on_the_cube_integrate_to_one(kind):
     assert bool((reference.log_prob(outside) == -torch.inf).all())
 
 
+def test_samples_of_independent_pixels_have_their_levels_and_no_dependence():
+    digits = load("digits")
+    x = IndependentPixels(digits).sample(4000, torch.Generator().manual_seed(0))
+    assert x.dtype == torch.uint8 and x.shape == (4000, 1, 8, 8)
+    assert torch.allclose(x.double().mean(0), digits.train.double().mean(0), atol=0.6)  # six standard errors
+    pair = x.flatten(1)[:, [27, 28]].double().mT
+    assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.08
+    assert float(torch.corrcoef(digits.train.flatten(1)[:, [27, 28]].double().mT)[0, 1]) > 0.2
+
+
 def test_gaussian_by_scipy():
     images, s = toy((2, 2, 2), levels=5), 0.3
     y = (images.train.flatten(1).double().numpy() + 0.5) / 5

@@ -15,7 +15,7 @@ from psmlib.data.images import load
 from psmlib.evaluation import feature_extractors
 from psmlib.evaluation.digit_classifier import to_bytes
 from psmlib.evaluation.feature_extractors import METRICS, NAME, DigitsExtractor
-from psmlib.evaluation.sample_quality import SampleQuality, real_images, sample_quality
+from psmlib.evaluation.sample_quality import SampleQuality, over_seeds, real_images, sample_quality
 
 DIGITS = load("digits")
 TRAIN, TEST = DIGITS.train, DIGITS.test
@@ -301,3 +301,10 @@ def test_inception_without_its_file_is_refused_and_not_downloaded(monkeypatch):
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", pytest.fail)
     with pytest.raises(FileNotFoundError, match="needs weights-inception-2015-12-05-6726825d.pth .96 MB.: get it from"):
         sample_quality(TRAIN[:20], TEST[:20], extractor="inception-v3-compat", levels=17)
+
+
+@pytest.mark.parametrize(("values", "error", "df"), [((1.0, 3.0), 1.0, 1), ((1.9, 2.1), 0.5 / 2**0.5, 2 * 99)])
+def test_a_mean_over_networks_has_the_larger_of_two_errors(values, error, df):
+    found = over_seeds([SampleQuality("digits", 100, 359, {"fd": v}, {"fd": 0.5}) for v in values], "fd")
+    assert found.value == pytest.approx(2.0) and found.stderr == pytest.approx(error)
+    assert (found.df, found.n, found.seeds) == (df, 100, 2)

@@ -9,7 +9,7 @@ from psmlib.nets.mlp import Plain
 from psmlib.partition import TPSM_A
 from psmlib.process import VP
 from psmlib.training import fit
-from psmlib.training.snapshots import place, train
+from psmlib.training.snapshots import kept, place, train
 
 SMALL = Plain(hidden=(8,))
 VP10 = VP(0.0, 10.0)
@@ -81,3 +81,18 @@ def test_only_the_last_stop_may_lie_between_chunks():
 def test_only_long_profiles_keep_snapshots():
     assert place("psm_toys", "quick", "TY") is None
     assert place("psm_toys", "gpu", "TY", "SA-DPM (b = 12t)", 0).parts[-2:] == ("gpu", "TY_SA-DPM-b-12t_0")
+
+
+def test_what_is_kept_is_made_once_for_the_same_things(tmp_path):
+    made, path = [], tmp_path / "x.safetensors"
+
+    def make():
+        made.append(1)
+        return {"x": torch.full((2,), float(len(made)))}
+
+    first = kept(path, make, torch.ones(2), 3)
+    assert torch.equal(kept(path, make, torch.ones(2), 3)["x"], first["x"]) and len(made) == 1
+    assert float(kept(path, make, torch.ones(2), 4)["x"][0]) == 2.0  # of other things: anew
+    path.write_bytes(path.read_bytes()[:-1])
+    assert float(kept(path, make, torch.ones(2), 4)["x"][0]) == 3.0  # damaged: anew
+    assert float(kept(None, make, torch.ones(2), 4)["x"][0]) == 4.0
