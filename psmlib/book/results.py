@@ -340,8 +340,8 @@ class Results:
             other = load(self.profile, self.notebook)
         except (FileNotFoundError, ValueError):  # what cannot be read is replaced
             return []
-        mine, others = ([run.parameters.get(name) for name in CHOICES] for run in (self, other))
-        if not self._unfinished and mine == others:
+        both = [name for name in CHOICES if name in self.parameters and name in other.parameters]
+        if not self._unfinished and all(self.parameters[name] == other.parameters[name] for name in both):
             return []
         self._rows |= {key: row for key, row in other._rows.items() if _stays(row, self._rows.get(key))}
         own = {line["claim"] for line in self._claims}
