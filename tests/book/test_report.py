@@ -133,7 +133,7 @@ def test_compare_works_the_same_from_disk_and_from_a_frame(results, capsys):
     report.compare(load("quick", "nb"), "psm", "1", metric="NLL", name="t", caption="Toys.")
     kept = capsys.readouterr().out
     assert records(kept.split("\n\n")[1]) == records(live.split("\n\n")[1])
-    assert re.search(r"Profile quick on .+, \d{4}-\d\d-\d\d, commit \w{7}\.", kept)
+    assert re.search(r"profile quick on .+, \d{4}-\d\d-\d\d, commit \w{7}\.", kept)
     report.compare([results.frame()], "psm", "1", metric="NLL", name="t", caption="Toys.")
     assert records(capsys.readouterr().out.split("\n\n")[1]) == records(live.split("\n\n")[1])
 
