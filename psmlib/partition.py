@@ -118,9 +118,10 @@ class Partition:
             ValueError: when a time lies outside [0, T].
         """
         t = torch.as_tensor(t, dtype=torch.float64)
-        single = t.float() == t  # such a time, which single precision holds, is compared with edges rounded to it
         edges = torch.tensor(self.edges, dtype=torch.float64, device=t.device)
         rounded = edges.float().double()
+        # what single precision holds, and is no edge itself, is compared with edges rounded to it
+        single = (t.float() == t) & ~torch.isin(t, edges)
         if not bool(((t >= 0) & (t <= torch.where(single, rounded[-1], edges[-1]))).all()):
             worst = t.flatten()[torch.argmax((t - self.T / 2).abs().nan_to_num(torch.inf).flatten())]
             raise ValueError(f"time {float(worst):g} lies outside [0, {self.T:g}], which {self!r} covers")

@@ -32,7 +32,9 @@ def test_a_file_with_other_columns_is_refused_before_anything_runs(folder, monke
     (folder / "steps.csv").write_text("date,speed\n2020-01-01,3\n")
     monkeypatch.setattr(steps, "run", lambda settings: pytest.fail("it ran"))
     assert bench.main(["steps", "--scale", "smoke"]) == 1
-    assert "steps.csv has other columns than this version writes: move it aside" in capsys.readouterr().err
+    assert (
+        "steps.csv cannot be read (it lacks the column 'commit', another version wrote it)" in capsys.readouterr().err
+    )
     assert (folder / "steps.csv").read_text() == "date,speed\n2020-01-01,3\n"
 
 

@@ -154,9 +154,9 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     picture = {"output_type": "display_data", "data": {"image/png": "", "text/plain": ""}}
     figure = {"mystnb": {"figure": {"caption": "B", "name": "fig-two"}}}
     cells = [
-        {"cell_type": "code", "metadata": {}, "outputs": [table]},
-        {"cell_type": "code", "metadata": figure, "outputs": [picture]},
-        {"cell_type": "code", "metadata": {"tags": ["remove-output"]}, "outputs": [picture, table]},
+        {"cell_type": "code", "source": "", "metadata": {}, "outputs": [table]},
+        {"cell_type": "code", "source": "", "metadata": figure, "outputs": [picture]},
+        {"cell_type": "code", "source": "", "metadata": {"tags": ["remove-output"]}, "outputs": [picture, table]},
     ]
     (tmp_path / "page.ipynb").write_text(json.dumps({"cells": cells}))
     seen = expected(tmp_path / "page.ipynb")
