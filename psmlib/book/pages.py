@@ -120,7 +120,7 @@ def coverage() -> str:
             line["Chapter"] = f"{{doc}}`/_executed/{name}`" if name else f"not yet: {missing}"
             lines.append(line | _covered(compared.get(key, [])))
         caption = f"Coverage of {{cite}}`{paper}`"
-        parts.append(f"## {title}\n\n" + _table(f"coverage-{paper}".replace("_", "-"), caption, lines, "psm-record"))
+        parts.append(f"## {title}\n\n" + _table(f"coverage-{paper}".replace("_", "-"), caption, lines, "psm-coverage"))
     return "\n".join(parts)
 
 
@@ -130,20 +130,18 @@ def _order(table: str) -> tuple[bool, int]:
 
 def _covered(lines: list[dict[str, str]]) -> dict[str, str]:
     """Return how many numbers of a table have a value here, by status and budget, and why the others have none."""
-    if not lines:
-        return dict.fromkeys(("Numbers", "With a value", "By status", "By budget", "Empty because"), NOTHING)
     filled = [line for line in lines if line["Ours"] != NOTHING]
     empty = [line["Status"].partition(": ")[2] for line in lines if line["Ours"] == NOTHING]
 
     def counted(words: list[str]) -> str:
-        return "; ".join(f"{word}: {n}" for word, n in Counter(words).most_common()) or NOTHING
+        return ", ".join(f"{n} {word}" for word, n in Counter(words).most_common())
 
-    return {
-        "Numbers": str(len(lines)), "With a value": str(len(filled)),
-        "By status": counted([_status(line) for line in filled]),
-        "By budget": counted([re.search(r"\((\w+), n = ", line["Ours"])[1] for line in filled]),
-        "Empty because": "; ".join(f"{n} x {why}" for why, n in Counter(empty).most_common()) or NOTHING,
-    }  # fmt: skip
+    said = f"{len(filled)} of {len(lines)}" if lines else NOTHING
+    if filled:
+        budgets = [re.search(r"\((\w+), n = ", line["Ours"])[1] for line in filled]
+        said += f": {counted([_status(line) for line in filled])}; {counted(budgets)}"
+    reasons = "; ".join(f"{n} x {why}" for why, n in Counter(empty).most_common())
+    return {"Numbers with a value": said, "Empty because": reasons or NOTHING}
 
 
 def api() -> str:
