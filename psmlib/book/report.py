@@ -95,7 +95,7 @@ def compare(
     more = [r for r in ours if (r["row"], r["column"]) not in cells]
     for record in more + ([] if extra is None else extra.to_dict("records")):
         lines.append({"row": record["row"], "column": record["column"], "printed": NOTHING} | cells_of(record))
-    frame = pd.DataFrame(lines)
+    frame = pd.DataFrame(sorted(lines, key=lambda line: "ours" not in line))  # what has a figure comes first
     bounded, errors = any(r["bound"] == r["bound"] for r in ours), any(r["stderr"] == r["stderr"] for r in ours)
     for field, kept in (("row", rows), ("column", columns)):
         frame = frame if kept is None else frame[frame[field].isin(kept)]

@@ -106,13 +106,16 @@ def test_in_a_notebook_tables_are_markdown_output(monkeypatch, capsys):
     assert "text/markdown" in IPython.core.formatters.DisplayFormatter().format(shown[0])[0]
 
 
-def test_compare_shows_every_cell_of_the_paper_and_then_ours(results, capsys, generated):
+def test_compare_shows_every_cell_of_the_paper_and_ours_those_with_a_figure_first(results, capsys, generated):
     report.compare(results, "psm", "1", metric="NLL", caption="Toys.", headings=("data", "method"))
     shown = capsys.readouterr().out
     lines = records(shown.split("\n\n")[1])
     table_1 = paper_values().query("paper == 'psm' and table == '1' and metric == 'NLL'")
-    assert [(r["data"], r["method"]) for r in lines[:8]] == list(zip(table_1["row"], table_1["column"], strict=True))
-    assert [r["paper"] for r in lines[:8]] == [str(printed) for printed in table_1["printed"]]
+    printed = dict(zip(zip(table_1["row"], table_1["column"], strict=True), table_1["printed"], strict=True))
+    cells = {(r["data"], r["method"]): r["paper"] for r in lines if r["method"] != "ours | new"}
+    assert cells == {cell: str(figure) for cell, figure in printed.items()} and len(lines) == 9
+    filled = [r["ours ± s.e. (seeds)"] != "–" for r in lines]
+    assert filled == sorted(filled, reverse=True) and 0 < sum(filled) < 9
     by = {(r["data"], r["method"]): r for r in lines}
     b = by["TY", "TPSM-B"]
     assert (b["ours ± s.e. (seeds)"], b["exact"]) == ("0.612 ± 0.004 (3)", "0.480")
@@ -121,7 +124,8 @@ def test_compare_shows_every_cell_of_the_paper_and_then_ours(results, capsys, ge
     assert by["HG", "TPSM-C"]["status"] == "not run: needs a week"
     assert by["TY", "TPSM-A"]["status"] == "not run: no result in this run"
     assert by["TY", "TPSM-A"]["ours ± s.e. (seeds)"] == "–"
-    assert lines[8]["method"] == "ours | new" and lines[8]["paper"] == "–" and len(lines) == 9
+    (new,) = (r for r in lines if r["method"] == "ours | new")
+    assert new["paper"] == "–"
     assert re.search(r"\{table\} Toys\. NLL in nats, ± one standard error; profile quick on \S.*\.\n", shown)
     assert (generated / "tab-psm-1.md").is_file()
 
@@ -154,8 +158,8 @@ def test_compare_takes_extra_rows_a_choice_and_a_reason(results, capsys):
     report.compare(results, "psm", "1", metric="NLL", name="t", caption="Toys.", **choice)
     lines = records(capsys.readouterr().out.split("\n\n")[1])
     assert [(r["column"], r["paper"], r["status"]) for r in lines] == [
-        ("TPSM-A", "0.69", "not run: left out"),
         ("B+", "–", "differs"),
+        ("TPSM-A", "0.69", "not run: left out"),
     ]
     assert "exact" not in lines[0], "a column in which nothing stands is not shown"
 
