@@ -244,7 +244,7 @@ def test_a_resumed_run_knows_its_data(tmp_path):
 
 def test_ctrl_c_ends_training_at_once():
     script = """
-        import torch
+        import signal, torch
         from psmlib.bank.mlp_bank import Bank
         from psmlib.data.toys import HG
         from psmlib.nets.mlp import Plain
@@ -252,6 +252,7 @@ def test_ctrl_c_ends_training_at_once():
         from psmlib.process import VP
         from psmlib.training import fit
         from psmlib.training.mlp_steps import MLPSteps
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
         torch.set_num_threads(1)
         whole = MLPSteps.run
         MLPSteps.run = lambda *arguments: (print("chunk", flush=True), whole(*arguments))[1]
