@@ -8,12 +8,12 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from psmlib.machine.files import replacing
+from psmlib.machine.fingerprints import add
 
 FORMAT = "2"
 """Version of the files, stored in each; raise it when files of an earlier version can no longer be read."""
@@ -43,14 +43,13 @@ def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
     """SHA-256 of named tensors and a text; safetensors itself detects a truncated file but not a changed number.
 
     Example:
+        >>> import torch
         >>> digest({"a": torch.zeros(2)}) == digest({"a": torch.zeros(2)}) != digest({"a": torch.zeros(2, 1)})
         True
     """
     found = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        found.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        add(found, tensors[name], f"{name} ")
     return found.hexdigest()
 
 

@@ -24,9 +24,14 @@ def digest(*parts, digits: int | None = None) -> str:
         if not isinstance(part, Tensor):
             found.update(repr(part).encode())
             continue
-        numbers = part.detach().cpu().contiguous()
-        found.update(f"\0{numbers.dtype} {tuple(numbers.shape)}\0".encode())
-        if digits is not None and numbers.is_floating_point():
-            numbers = numbers.double().mul(10.0**digits).round().long()
-        found.update(numbers.reshape(-1).view(torch.uint8).numpy())
+        add(found, part, digits=digits)
     return found.hexdigest()[:16]
+
+
+def add(found, tensor: Tensor, label: str = "", digits: int | None = None) -> None:
+    """Adds a tensor to a digest of hashlib: its label, dtype, shape and numbers, rounded as of :func:`digest`."""
+    numbers = tensor.detach().cpu().contiguous()
+    found.update(f"\0{label}{numbers.dtype} {tuple(numbers.shape)}\0".encode())
+    if digits is not None and numbers.is_floating_point():
+        numbers = numbers.double().mul(10.0**digits).round().long()
+    found.update(numbers.reshape(-1).view(torch.uint8).numpy())
