@@ -21,7 +21,7 @@ from psmlib.machine import paths
 from psmlib.machine.files import read_notebook, reading
 from psmlib.machine.priority import step_back
 
-PROFILES: tuple[str, ...] = ("record", "smoke", "quick", "gpu", "night", "paper")
+PROFILES: tuple[str, ...] = ("record", "smoke", "quick", "gpu", "night", "paper")  # by the budget
 COMPUTES = "# Compute:"  # how the cells begin that profile record leaves out
 
 

@@ -13,13 +13,15 @@ import numpy as np
 import pandas as pd
 
 from psmlib.book.cells import run_words
-from psmlib.book.results import KEY, Results, load
+from psmlib.book.parameters import PROFILES
+from psmlib.book.results import Results, load
+from psmlib.book.rows import FIELDS, KEY
 from psmlib.machine import paths
 from psmlib.machine.checks import check_choice
 from psmlib.standard_errors import Estimate, estimate
 
-STRENGTH: tuple[str, ...] = ("paper", "night", "gpu", "quick", "smoke")
-"""The profiles of runs, the largest budget first."""
+STRENGTH: tuple[str, ...] = PROFILES[:0:-1]
+"""The profiles of runs, the largest budget first; of profile record there is none."""
 
 DISAGREE = 4.0
 """By how many standard errors two runs at the same budget must differ to be said to disagree."""
@@ -46,6 +48,7 @@ class Record:
 
     def __init__(self, runs: list[Results]):
         self.runs = list(runs)
+        self._frame = self._strongest()
 
     def frame(self) -> pd.DataFrame:
         """One line per cell, as of :meth:`Results.frame`, from the strongest run that has a value for it.
@@ -53,6 +56,9 @@ class Record:
         Further columns say which run it is: profile, device, date and commit. Cells keep the order in which the
         strongest run has them; those of weaker ones alone follow.
         """
+        return self._frame.copy()
+
+    def _strongest(self) -> pd.DataFrame:
         found: dict[tuple, dict] = {}
         for run in self.runs:
             about = {"profile": run.profile} | {k: (run.provenance or {}).get(k) for k in ("device", "date", "commit")}
@@ -60,8 +66,7 @@ class Record:
                 key = tuple(row[field] for field in KEY)
                 if key not in found or (pd.isna(found[key]["value"]) and not pd.isna(row["value"])):
                     found[key] = row | about
-        columns = list(Results("none", "none").frame().columns) + ["profile", "device", "date", "commit"]
-        return pd.DataFrame(list(found.values()), columns=columns)
+        return pd.DataFrame(list(found.values()), columns=[*FIELDS, "profile", "device", "date", "commit"])
 
     def row(self, table: str, row: str, column: str, **where) -> dict:
         """The line of one cell.
@@ -75,7 +80,7 @@ class Record:
         Raises:
             KeyError: when there is no such cell, or more than one.
         """
-        frame = self.frame()
+        frame = self._frame
         for field, wanted in ({"table": table, "row": row, "column": column} | where).items():
             check_choice("field", field, frame.columns, of="the record")
             frame = frame[frame[field] == wanted]

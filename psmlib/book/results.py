@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from psmlib.book.formatting import ROUNDING, value_and_error
+from psmlib.book.rows import DEFAULTS, FIELDS, KEY, cell_of, checked, known, measured, plain, stays
 from psmlib.machine import paths
 from psmlib.machine.checks import check_choice
 from psmlib.machine.deadline import Unfinished
@@ -29,12 +29,6 @@ from psmlib.standard_errors import Estimate, estimate, holm
 FORMAT = 1
 """Version of the files, stored in each; raise it when files of an earlier version can no longer be read."""
 
-PAPERS = ("psm", "diffusion_time", "high_precision", "aligner", "multistage", "ours")
-STATUSES = ("reproduced", "within_noise", "differs", "scaled_down", "computed", "needs_data", "not_run")
-NO_VALUE = ("needs_data", "not_run")  # the statuses of a cell without a figure
-KEY = ("paper", "table", "row", "column", "metric", "dataset")
-FIELDS = (*KEY, "unit", "value", "stderr", "n_seeds", "budget", "exact", "bound", "status", "note")
-DEFAULTS = {"paper": "ours", "dataset": "", "n_seeds": 1, "status": "scaled_down", "note": ""}
 VERDICTS = ("holds", "does not hold", "undecided", "not testable at this budget", "not testable here")
 CLAIM = (
     "claim", "test", "verdict", "evidence", "paper", "section", "quote", "gain", "low", "high", "p", "unit", "n",
@@ -82,14 +76,14 @@ class Results:
                 raise ValueError(f"{name} must be a name of letters, digits, _ and -, got {text!r}")
         self.notebook = notebook
         self.profile = profile
-        self.parameters = _plain(dict(parameters or {}), "parameters")
+        self.parameters = plain(dict(parameters or {}), "parameters")
         self.seeds = [int(s) for s in seeds] if seeds is not None else self.parameters.get("seeds")
         self.provenance: dict | None = None  # set once saved or loaded
         self._claims: list[dict] = []
         self._rows: dict[tuple[str, ...], dict] = {}
         self._arrays: dict[str, np.ndarray] = {}
         self._unfinished: list[dict] = []
-        self._shared = DEFAULTS | _known(rows or {}, FIELDS, "rows")
+        self._shared = DEFAULTS | known(rows or {}, FIELDS, "rows")
         self._data: dict[str, str] = {}
         self._start = time.perf_counter()
         self._loaded = False
@@ -118,8 +112,8 @@ class Results:
         found = dict(zip(keys, parallel_map(job, keys, **settings), strict=True))
         for key, value in found.items():
             if isinstance(value, Unfinished):
-                job = " ".join(map(str, key))
-                self._unfinished.append({"job": job, "done": str(value), "seconds_left": value.left})
+                name = " ".join(map(str, key))
+                self._unfinished.append({"job": name, "done": str(value), "seconds_left": value.left})
         return {key: value for key, value in found.items() if not isinstance(value, Unfinished)}
 
     def keep(self, name: str, array) -> None:
@@ -172,7 +166,7 @@ class Results:
             1
         """
         part = copy.copy(self)  # shares the rows, the verdicts and the arrays
-        part._shared = self._shared | _known(rows, FIELDS, "part")
+        part._shared = self._shared | known(rows, FIELDS, "part")
         return part
 
     def add(self, table: str | None = None, row: str | None = None, column: str | None = None, value=None, **fields):
@@ -205,11 +199,12 @@ class Results:
         """
         given = {k: v for k, v in (("table", table), ("row", row), ("column", column)) if v is not None}
         self._writable()
-        named = given | _known(fields, FIELDS, "add")
-        record = _checked(dict.fromkeys(FIELDS) | self._shared | _measured(value) | named)
+        named = given | known(fields, FIELDS, "add")
+        record = checked(dict.fromkeys(FIELDS) | self._shared | measured(value) | named)
         key = tuple(record[field] for field in KEY)
         if key in self._rows:
-            raise ValueError(f"{_cell(*key)} has a result already: name another row or column, or drop one of the two")
+            again = "name another row or column, or drop one of the two"
+            raise ValueError(f"{cell_of(*key)} has a result already: {again}")
         self._rows[key] = record
 
     def claim(
@@ -240,7 +235,7 @@ class Results:
             ValueError: when a field is unknown, empty or of the wrong kind, or neither verdict nor gain is given.
         """
         self._writable()
-        line = {"paper": self._shared["paper"]} | _known(where, CLAIM[4:], "claim")
+        line = {"paper": self._shared["paper"]} | known(where, CLAIM[4:], "claim")
         for name, text in (("claim", claim), ("test", test)):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{name} of the claim {claim!r} must be text, got {text!r}: write a few words")
@@ -262,7 +257,7 @@ class Results:
             evidence = "; ".join([*([evidence] if evidence else []), f"not learned: {', '.join(failed)}"])
         line = dict(claim=claim, test=test, verdict=verdict, evidence=evidence) | line
         line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        self._claims.append(_plain(line, f"claim {claim!r}"))
+        self._claims.append(plain(line, f"claim {claim!r}"))
 
     @property
     def verdicts(self) -> list[dict]:
@@ -343,7 +338,7 @@ class Results:
         both = [name for name in CHOICES if name in self.parameters and name in other.parameters]
         if not self._unfinished and all(self.parameters[name] == other.parameters[name] for name in both):
             return []
-        self._rows |= {key: row for key, row in other._rows.items() if _stays(row, self._rows.get(key))}
+        self._rows |= {key: row for key, row in other._rows.items() if stays(row, self._rows.get(key))}
         own = {line["claim"] for line in self._claims}
         self._claims += [line for line in other.verdicts if line["claim"] not in own]
         self._arrays = {name: other.array(name) for name in other.arrays} | self._arrays
@@ -415,98 +410,8 @@ def _unpacked(profile: str, notebook: str, digest: str | None) -> dict[str, np.n
         raise ValueError(f"{path.name} cannot be read ({error})") from None
 
 
-def _cell(paper: str, table: str, row: str, column: str, metric: str, dataset: str) -> str:
-    return f"{paper} {table} / {row} / {column} / {metric}" + (f" / {dataset}" if dataset else "")
-
-
-def _checked(record: dict) -> dict:
-    """The record of a cell in types that JSON holds, after a check of each field."""
-    for name in (*KEY, "unit", "note"):
-        text = record[name]
-        if not isinstance(text, str) or not (text.strip() or name in ("dataset", "note")):
-            raise ValueError(f"{name} of a result must be text, got {text!r}: write it as in paper_values.toml")
-    cell = _cell(*(record[field] for field in KEY))
-    check_choice("paper", record["paper"], PAPERS, of=cell)
-    check_choice("status", record["status"], STATUSES, of=cell)
-    n_seeds, budget, empty = record["n_seeds"], record["budget"], record["status"] in NO_VALUE
-    if isinstance(n_seeds, bool) or not isinstance(n_seeds, int | np.integer) or n_seeds < 1:
-        raise ValueError(f"n_seeds of {cell} is {n_seeds!r}: give a whole number of at least 1")
-    value, stderr, exact, bound = (
-        _number(record[name], f"{name} of {cell}", none=name != "value" or empty, nan=empty)
-        for name in ("value", "stderr", "exact", "bound")
-    )
-    if stderr is not None and stderr < 0:
-        raise ValueError(f"stderr of {cell} is {stderr:g}: give a standard error, which is never negative")
-    if empty and (value is not None or not record["note"].strip()):
-        raise ValueError(f'{cell} has status "{record["status"]}": give value=None and the reason as its note')
-    if budget is not None and not isinstance(budget, Mapping):
-        raise ValueError(f"budget of {cell} is {budget!r}: give a dict such as {{'updates': 8000}}")
-    return record | {
-        "value": value, "stderr": None if stderr is not None and stderr <= ROUNDING * abs(value or 0.0) else stderr,
-        "n_seeds": 0 if value is None else int(n_seeds), "budget": _plain(budget or {}, f"budget of {cell}"),
-        "exact": exact, "bound": bound, "note": " ".join(record["note"].split()),
-    }  # fmt: skip
-
-
-def _measured(value) -> dict:
-    """The fields that a figure fills: its value, its error, and what a summary knows of seeds and truth."""
-    figure, stderr = value_and_error(value)
-    known = {"n_seeds": "seeds", "exact": "exact", "bound": "bound"} if hasattr(value, "value") else {}
-    more = {field: getattr(value, name) for field, name in known.items() if getattr(value, name, None) is not None}
-    return {"value": figure, "stderr": stderr} | more
-
-
 def _has_learned(by: Estimate) -> bool:
     return by.stderr is not None and by.value > LEARNED * by.stderr
-
-
-def _stays(row: dict, new: dict | None) -> bool:
-    """Whether a row on record stays, given that of a run of a part."""
-    return new is None or (row["n_seeds"] > new["n_seeds"] and row["budget"] == new["budget"])
-
-
-def _known(fields: Mapping, known: Sequence[str], where: str) -> dict:
-    """The fields, after a check of their names."""
-    for name in fields:
-        check_choice("field", name, known, of=where)
-    return dict(fields)
-
-
-def _number(value, what: str, *, none: bool, nan: bool) -> float | None:
-    """A finite float from an object that holds one number; None, and NaN as None, only where allowed."""
-    if value is None and none:
-        return None
-    if value is None:
-        raise ValueError(f'{what} is missing: give a finite number, or use status "not_run"')
-    try:
-        number = value.item() if hasattr(value, "item") else value
-        number = None if isinstance(number, str | bytes | bool) else float(number)
-    except (TypeError, ValueError, RuntimeError):
-        number = None
-    if number is None:
-        shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-        raise ValueError(f"{what} is of type {type(value).__name__}{shape}: give one number")
-    if math.isnan(number) and nan:
-        return None
-    if not math.isfinite(number):
-        instead = "None" if none else 'status "not_run"'
-        raise ValueError(f"{what} is {number}: give a finite number, or use {instead}")
-    return number
-
-
-def _plain(value, what: str):
-    """The same value in types that JSON holds; array and tensor scalars become numbers."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v, f"{what}[{k!r}]") for k, v in value.items()}
-    if isinstance(value, list | tuple | set | range):
-        return [_plain(v, what) for v in value]
-    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
-        return _plain(value.tolist(), what)
-    if isinstance(value, Path):
-        return value.as_posix()
-    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    raise ValueError(f"{what} is {value!r}, which JSON cannot hold: use numbers, text, lists and dicts")
 
 
 def _portable(value):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from psmlib import standard_errors
 from psmlib.book import results as module
-from psmlib.book.results import FIELDS, STATUSES, Results, load
+from psmlib.book.results import Results, load
+from psmlib.book.rows import FIELDS, STATUSES
 from psmlib.machine import paths
 
 CELL = dict(paper="psm", table="1", row="TY", column="TPSM-B", metric="NLL", unit="nats", status="scaled_down")
