@@ -59,12 +59,16 @@ def why_missing(results, dataset: str) -> str:
 
 
 def what_ran(results, frame: pd.DataFrame) -> str:
-    """Profile, device, date and commit of the runs that a frame's lines are of, for a caption."""
-    shown = set(frame["profile"]) if "profile" in frame else None
+    """Profile, device, date and commit of the runs that a frame's lines are of, and the protocol, for a caption.
+
+    The protocol is the note that all figures of a run share.
+    """
     said = {}
     for run in _runs(results):
-        if shown is None or run.profile in shown:
-            said[run_words(run)] = None
+        lines = frame[frame["profile"] == run.profile] if "profile" in frame else frame
+        notes = set(lines["note"][lines["value"].notna() & (lines["status"] != "differs")])
+        if len(lines):
+            said[", ".join([run_words(run), *(notes if len(notes) == 1 else ())]).removesuffix(", ")] = None
     return "; ".join(said)
 
 

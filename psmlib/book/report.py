@@ -24,7 +24,7 @@ FAMILY = (
 
 # fmt, interval, plus_minus, paper_value and status are handed on, because a chapter's sentences need them
 __all__ = [
-    "compare", "fmt", "interval", "paper_value", "plus_minus", "sentence", "side_by_side", "status", "table",
+    "compare", "fmt", "interval", "paper_value", "plus_minus", "ran", "sentence", "side_by_side", "status", "table",
     "this_run", "verdicts", "with_printed",
 ]  # fmt: skip
 
@@ -198,6 +198,11 @@ def _caption(caption: str, said: list[str], results, frame: pd.DataFrame) -> str
     """A caption with what its figures are and which runs they are of."""
     text = "; ".join([*said, *filter(None, [what_ran(results, frame)])])
     return f"{caption} {text[:1].upper()}{text[1:]}{'.' if text else ''}"
+
+
+def ran(results, frame: pd.DataFrame) -> str:
+    """What was run to get the rows of a frame, as a sentence for the caption of a picture."""
+    return _caption("", [], results, frame).strip()
 
 
 def verdicts(results: Results | Record, *, name: str, caption: str = "Claims and verdicts.") -> None:

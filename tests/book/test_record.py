@@ -191,3 +191,17 @@ def test_a_whole_run_replaces_the_record():
     found = saved(cells={"a": (10.0, 1)})
     assert found.frame()["value"].tolist() == [10.0] and not found.verdicts and not found.arrays
     assert found.provenance["earlier"] == []
+
+
+@pytest.mark.parametrize("other", ["rk4, 100 points", "euler, 10 points"])
+def test_captions_name_the_protocol_that_all_figures_of_a_run_share(other, capsys):
+    results = Results("nb", "quick", rows=ROWS | dict(row="TY"))
+    for column, note in (("a", "rk4, 100 points"), ("b", other)):
+        results.add(column=column, value=1.0, note=note)
+    results.add(column="c", value=None, status="not_run", note="why not")
+    results.save()
+    known = record.read("nb")
+    report.side_by_side(known, "1", "toy", "NLL.")
+    caption, _, _ = capsys.readouterr().out.partition("\n")
+    assert caption.endswith(", rk4, 100 points.") is (other == "rk4, 100 points")
+    assert report.ran(known, known.frame()) == caption.removeprefix(":::{table} NLL. ")
